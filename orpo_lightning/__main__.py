@@ -1,0 +1,86 @@
+"""The command line's front door: what needs no torch is answered before torch is imported."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+
+from orpo_lightning import __version__
+
+SUBCOMMANDS = {
+    "fit": "train a policy on preference pairs",
+    "validate": "measure the validation pairs",
+    "test": "measure the held-out test pairs",
+}
+_EXIT_CODES = {
+    0: "ok",
+    1: "a bug of ours",
+    2: "usage or configuration",
+    3: "data",
+    4: "checkpoint or resume",
+    5: "surroundings: GPU, library, model file, disk",
+    6: "training diverged",
+}
+_USAGE = "usage: orpo-lightning {fit,validate,test} -c CONFIG.yaml [--KEY VALUE ...]"
+
+
+def help_text() -> str:
+    """Return the text of the top-level `--help`."""
+    subcommands = "\n".join(f"  {name:10}{line}" for name, line in SUBCOMMANDS.items())
+    codes = "\n".join(f"  {code:<10}{line}" for code, line in _EXIT_CODES.items())
+    return f"""{_USAGE}
+
+ORPO preference training. Every key of the YAML file is also a flag; flags beat YAML beats defaults.
+
+subcommands:
+{subcommands}
+
+options:
+  --help    this text; after a subcommand: all of its keys
+  --version print the version
+
+examples:
+  orpo-lightning fit -c configs/mistral.yaml --model.optimizer.lr 1e-5
+  orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --run_dir runs/dora
+  orpo-lightning fit -c configs/mistral.yaml --resume auto
+  orpo-lightning test -c configs/mistral.yaml --resume auto
+
+exit codes:
+{codes}
+  128+n     ended by signal n (130: Ctrl-C)
+Set ORPO_DEBUG=1 for tracebacks.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        args: The words after the program's name; None takes them from `sys.argv`.
+    """
+    words = sys.argv[1:] if args is None else args
+    if not words:
+        print(_USAGE, file=sys.stderr)
+        print("error: expected a subcommand: fit, validate or test (see --help)", file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help"):
+        print(help_text(), end="")
+        return 0
+    if words[0] == "--version":
+        print(f"orpo-lightning {__version__}")
+        return 0
+    if not words[0].startswith("-") and words[0] not in SUBCOMMANDS:
+        close = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "expected fit, validate or test"
+        print(f"error: unknown subcommand {words[0]!r}: {hint}", file=sys.stderr)
+        return 2
+    # Told to every CPU run, but slow and not wrong is all it means.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from orpo_lightning import cli
+
+    return cli.main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

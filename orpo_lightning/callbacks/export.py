@@ -1,0 +1,97 @@
+"""Save what was trained as an ordinary PEFT folder, with tokenizer and model card."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from orpo_lightning.callbacks.model_card import model_card
+from orpo_lightning.modeling import causal_model
+
+log = logging.getLogger(__name__)
+
+
+class AdapterExport(lightning.Callback):
+    """Saves the adapter (or, in full fine-tuning, the model) at the end and at the best validation value.
+
+    `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM.
+
+    Args:
+        dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest `monitor`);
+            the run's folder where left open.
+        monitor: logged value whose lowest is the best.
+    """
+
+    def __init__(self, dirpath: str | None = None, monitor: str = "val/loss") -> None:
+        """Keep the settings."""
+        self.dirpath = dirpath
+        self.monitor = monitor
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far, so that a resumed run does not overwrite a better adapter."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best value of the run so far."""
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save where this validation was the best yet."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or value is None:
+            return
+        if not torch.isfinite(value) or (self.best is not None and value.item() >= self.best):
+            return
+        self.best = value.item()
+        self._save(trainer, pl_module, "adapter-best")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the last weights."""
+        self._save(trainer, pl_module, "adapter")
+
+    def _save(self, trainer: lightning.Trainer, module: Any, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.dirpath or trainer.default_root_dir) / name
+        staging = folder.with_name(f".{name}.{os.getpid()}")
+        shutil.rmtree(staging, ignore_errors=True)
+        _save_weights(module, staging)
+        processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
+        if processor is not None:
+            processor.save_pretrained(staging)
+        (staging / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
+        _open_to_umask(staging)
+        # A kill leaves the old folder or the new one, never half of either under the final name.
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+        log.info("saved %s (step %d)", folder, trainer.global_step)
+
+
+def _save_weights(module: Any, folder: Path) -> None:
+    model = module.model
+    if causal_model(model) is model:
+        model.save_pretrained(folder)
+        return
+    initial = getattr(module, "_initial_adapter", None)
+    # save_embedding_layers: "auto" would ask the hub whether the vocabulary grew; it never does here.
+    if initial is None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        model.save_pretrained(
+            folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=initial.name
+        )
+
+
+def _open_to_umask(folder: Path) -> None:
+    """Give every file the permissions of an ordinary new one; safetensors files are written 0600."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)

@@ -1,0 +1,92 @@
+"""What a run is about to do, in aligned rows, before it does it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import lightning
+
+log = logging.getLogger(__name__)
+
+
+class RunHeader(lightning.Callback):
+    """Prints model, precision, data and steps once, when fit, validate or test begins.
+
+    Args:
+        rows: further rows, label to text; one of a label that is there already replaces its text.
+    """
+
+    def __init__(self, rows: dict[str, str] | None = None) -> None:
+        """Keep the rows."""
+        self.rows = rows or {}
+        self._printed = False
+
+    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print before the first thing that takes time; any earlier, the steps done are not restored yet."""
+        self._print(trainer, pl_module)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print, where there was no sanity check."""
+        self._print(trainer, pl_module)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print, where validation is all that runs."""
+        self._print(trainer, pl_module)
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print."""
+        self._print(trainer, pl_module)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say so where a resumed run had nothing left to do."""
+        if not self._printed and trainer.is_global_zero:
+            log.info(
+                "nothing left to train: %d steps are done, trainer.max_steps is %s and trainer.max_epochs %s",
+                trainer.global_step,
+                trainer.max_steps,
+                trainer.max_epochs,
+            )
+
+    def _print(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self._printed or not trainer.is_global_zero:
+            return
+        self._printed = True
+        rows = {**model_rows(module), "precision": str(trainer.precision), **data_rows(trainer)}
+        if trainer.state.fn == "fit":
+            rows |= step_rows(trainer)
+        log.info("%s", aligned({**rows, **self.rows}))
+
+
+def aligned(rows: dict[str, str]) -> str:
+    """Return one line per row, the texts below each other."""
+    width = max(len(label) for label in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows.items())
+
+
+def model_rows(module: Any) -> dict[str, str]:
+    """Return the module's own rows, those of a module without `describe` being its class."""
+    describe = getattr(module, "describe", None)
+    return dict(describe()) if describe else {"model": type(module).__name__}
+
+
+def data_rows(trainer: Any) -> dict[str, str]:
+    """Return how many pairs each split keeps and drops, and why; nothing for a foreign data module."""
+    report = getattr(getattr(trainer, "datamodule", None), "report", None)
+    return {} if report is None else {split: text for split, text in report().items()}
+
+
+def step_rows(trainer: Any) -> dict[str, str]:
+    """Return the counts of optimizer steps and of the pairs in each."""
+    accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
+    total = trainer.estimated_stepping_batches  # sets up the training data, which the next line needs
+    batches = trainer.num_training_batches
+    per_epoch = math.ceil(batches / accumulate) if batches != float("inf") else "unknown"
+    rows = {"steps": f"{total} in all, {per_epoch} per pass over the data"}
+    batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+    batch_size = batch_size or getattr(getattr(trainer.datamodule, "hparams", {}), "batch_size", None)
+    if batch_size:
+        factors = f"batch {batch_size} x {accumulate} accumulated x {devices} devices"
+        rows["pairs per step"] = f"{batch_size * accumulate * devices} ({factors})"
+    return rows

@@ -1,0 +1,239 @@
+"""The command line: LightningCLI that fills what the configuration leaves open, and says why."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from orpo_lightning import runfolder
+from orpo_lightning.callbacks import (
+    AdapterExport,
+    BestCheckpoint,
+    PlainProgress,
+    ResumeCheckpoint,
+    RunHeader,
+)
+from orpo_lightning.cli_errors import debugging, explain
+from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
+from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
+from orpo_lightning.data.datamodule import PreferenceDataModule
+from orpo_lightning.errors import UserError
+from orpo_lightning.module import PreferenceModule
+
+_SEED = 42
+# Lightning speaks of these in every run; none of them asks for anything to be done.
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    ".*treespec, LeafSpec.*",
+    ".*will not be saved in the state dict.*",
+)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration of a training run to `config.yaml` in its folder."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Save before training; a validation or test leaves the file of the training alone."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file; a resumed run replaces it by what it runs with now."""
+        path = Path(self.config.run_dir) / "config.yaml"
+        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+
+
+class PreferenceCLI(LightningCLI):
+    """LightningCLI for preference training; `PreferenceCLI(MyModule, MyData)` serves classes of your own too.
+
+    Args:
+        model_class: Your LightningModule; PreferenceModule where left out.
+        datamodule_class: Your LightningDataModule; PreferenceDataModule where left out.
+        kwargs: Further arguments of LightningCLI, which win over the defaults here.
+    """
+
+    def __init__(self, model_class: Any = None, datamodule_class: Any = None, **kwargs: Any) -> None:
+        """Parse, fill, instantiate and run."""
+        runfolder.log_to_console(_rank())
+        _quiet_lightning()
+        trainer_defaults = {
+            "use_distributed_sampler": False,  # the data module shards by itself
+            "log_every_n_steps": 10,
+            "enable_model_summary": False,  # the header says it
+            **kwargs.pop("trainer_defaults", {}),
+        }
+        defaults: dict[str, Any] = {
+            "seed_everything_default": _SEED,
+            "save_config_callback": SaveRunConfig,
+            "save_config_kwargs": {"save_to_log_dir": False},
+            "parser_class": OneLineParser,
+            "parser_kwargs": {"prog": "orpo-lightning"},
+            # Built before configure_model, an automatic optimizer would find no parameters.
+            "auto_configure_optimizers": False,
+        }
+        super().__init__(
+            model_class or PreferenceModule,
+            datamodule_class or PreferenceDataModule,
+            trainer_defaults=trainer_defaults,
+            **{**defaults, **kwargs},
+        )
+
+    # Parsing
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the subcommands and the arguments of the Trainer's methods that are ours to give."""
+        ours = {"model", "datamodule", "ckpt_path", "weights_only"}
+        return {
+            "fit": {*ours, "train_dataloaders", "val_dataloaders"},
+            "validate": {*ours, "dataloaders"},
+            "test": {*ours, "dataloaders"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser whose `--config` refuses doubled keys."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=UniqueKeysConfigFile,
+            help="YAML file of keys; may be given again, the later file wins.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's own keys."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of config.yaml, checkpoints, adapter, tb, log. (default: runs/NAME_OF_FIRST_CONFIG)",
+        )
+        parser.add_argument(
+            "--resume",
+            type=str,
+            default="none",
+            help="Checkpoint to start from: auto (the run folder's newest), none, or a path.",
+        )
+        parser.add_argument(
+            "--save_every",
+            type=PositiveInt,
+            default=50,
+            help="Optimizer steps between two saves of checkpoints/last.ckpt.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; unlike the parent, do not mind `args` in a process that was given some of its own."""
+        given = isinstance(args, (dict, Namespace))
+        self.config = parser.parse_object(args) if given else parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing, on purpose.
+
+        The parent merges a checkpoint's hyper-parameters over the YAML file and the flags, without a word.
+        Here flags beat YAML beats defaults, and a checkpoint never overrides either; an adapter that does not
+        fit is refused where it is loaded.
+        """
+
+    # Between parsing and running
+
+    def before_instantiate_classes(self) -> None:
+        """Fill what is left open, check what was set, choose the checkpoint, open the run's log."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        training = self.subcommand in ("fit", None)
+        self.header = fill_hardware(config)
+        if training:
+            check_length(config)
+            self.header |= fill_epochs(config)
+        fill_tokenizer(config)
+        self.run_folder = fill_run_folder(config, _config_files(self.config, config))
+        self.checkpoint, words = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
+        if self.checkpoint is not None:
+            runfolder.check_checkpoint(self.checkpoint)
+        self.header |= {"weights from": words, "written to": str(self.run_folder)}
+        if _rank() == 0:
+            runfolder.log_to_file(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Build the Trainer with the run's callbacks, besides those of the configuration."""
+        trainer_config = self._get(self.config_init, "trainer")
+        given = trainer_config.get("callbacks") or []
+        given = list(given) if isinstance(given, Iterable) else [given]
+        kwargs["callbacks"] = [*given, *self._run_callbacks(trainer_config, given)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_callbacks(self, trainer_config: Any, given: list[Callback]) -> list[Callback]:
+        folder = str(self.run_folder / runfolder.CHECKPOINTS)
+        callbacks: list[Callback] = [RunHeader(self.header)]
+        if trainer_config.get("enable_progress_bar") is not False and not sys.stdout.isatty():
+            callbacks.append(PlainProgress())
+        if trainer_config.get("enable_checkpointing") is not False:
+            save_every = self._get(self.config, "save_every")
+            callbacks += [ResumeCheckpoint(folder, save_every), BestCheckpoint(folder)]
+        if isinstance(self.model, PreferenceModule):
+            callbacks.append(AdapterExport())
+        # A callback of the configuration stands instead of ours of its kind.
+        return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        path = None if self.checkpoint is None else str(self.checkpoint)
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": path}
+
+
+def _rank() -> int:
+    return rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def _kind(callback: Callback) -> type:
+    return ProgressBar if isinstance(callback, ProgressBar) else type(callback)
+
+
+def _config_files(whole: Namespace, config: Namespace) -> list[str]:
+    return [str(path) for path in [*(whole.get("config") or []), *(config.get("config") or [])] if path]
+
+
+def _quiet_lightning() -> None:
+    """Silence advertisements and what the header says better; warnings that matter still come through."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+def main(args: list[str] | None = None, model_class: Any = None, datamodule_class: Any = None) -> int:
+    """Run `PreferenceCLI` and return its exit code; every error of the user is one line on stderr.
+
+    Args:
+        args: The words after the program's name; None takes them from `sys.argv`.
+        model_class: Your LightningModule instead of PreferenceModule.
+        datamodule_class: Your LightningDataModule instead of PreferenceDataModule.
+    """
+    runfolder.log_to_console(_rank())
+    try:
+        PreferenceCLI(model_class, datamodule_class, args=args)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if debugging() and not isinstance(error, SystemExit):
+            raise
+        code, line = explain(error)
+        if line:
+            runfolder.PACKAGE_LOGGER.error(line)
+        if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
+            runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
+        return code
+    finally:
+        runfolder.close_log_file()
+    return 0

@@ -1,0 +1,102 @@
+"""What an exception means to the person at the terminal: an exit code and one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from orpo_lightning.errors import SurroundingsError, UsageError, UserError
+
+_LONGEST = 600
+_DISK_AND_RIGHTS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+_MEMORY_HINT = (
+    "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size), "
+    "lower data.max_length, or set model.quantization nf4 and model.gradient_checkpointing true"
+)
+
+
+def debugging() -> bool:
+    """Return whether tracebacks are wanted."""
+    return os.environ.get("ORPO_DEBUG", "0") not in ("", "0")
+
+
+def one_line(text: str) -> str:
+    """Bring a text to one line of a readable length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line for an exception; an empty line where everything is said already."""
+    if isinstance(error, SystemExit):
+        return _exit_status(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted: --resume auto continues from the last checkpoint"
+    if isinstance(error, UserError):
+        return error.exit_code, one_line(str(error))
+    for family in (_environment_line, _usage_line):
+        code, line = family(error)
+        if line:
+            return code, one_line(line)
+    return 1, one_line(f"{type(error).__name__}: {error}") + " (set ORPO_DEBUG=1 for the traceback)"
+
+
+def _exit_status(error: SystemExit) -> tuple[int, str]:
+    # Lightning makes of Ctrl-C exit(1), and of SIGTERM an exit without a code, which would count as success.
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return explain(error.__context__)
+    if type(error).__name__ == "SIGTERMException":
+        return 143, "terminated: --resume auto continues from the last checkpoint"
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0, ""
+    return 1, one_line(str(error.code))
+
+
+def _environment_line(error: BaseException) -> tuple[int, str]:
+    code = SurroundingsError.exit_code
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error)
+    if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
+        return code, _MEMORY_HINT
+    if kinds & {"GatedRepoError"}:
+        return code, f"access to this repository must be granted first (then `hf auth login`): {_first(text)}"
+    if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}:
+        return code, f"not found on the hub (a private one needs `hf auth login`): {_first(text)}"
+    if kinds & {"HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        return code, f"the hub cannot be reached (HF_HUB_OFFLINE, network): {_first(text)}"
+    if "inline_container" in text or "PytorchStreamWriter failed" in text:  # torch.save on a full disk
+        return code, f"a checkpoint could not be written, is the disk full? {_first(text)}"
+    if isinstance(error, OSError) and error.errno in _DISK_AND_RIGHTS:
+        return code, f"{_DISK_AND_RIGHTS[error.errno]}: {error.filename or text}"
+    if isinstance(error, ModuleNotFoundError):
+        return code, f"the package {error.name} is not installed"
+    return code, ""
+
+
+def _usage_line(error: BaseException) -> tuple[int, str]:
+    # Our code raises ValueError for its users; one out of a library's depths is a fault and keeps its name.
+    if isinstance(error, ValueError) and _raised_by_this_package(error):
+        return UsageError.exit_code, str(error)
+    if type(error).__name__ == "MisconfigurationException":
+        return UsageError.exit_code, str(error)
+    return UsageError.exit_code, ""
+
+
+def _raised_by_this_package(error: BaseException) -> bool:
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return Path(__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents
+
+
+def _first(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")

@@ -1,0 +1,97 @@
+"""Fill the keys that a configuration leaves open; what it sets is checked and always wins.
+
+Every function changes the parsed configuration in place, so that the saved config.yaml has what was resolved,
+and uses `.get`, so that a module or data module of your own may lack any of the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from orpo_lightning import hardware, runfolder
+from orpo_lightning.errors import UsageError
+
+
+def check_length(config: Namespace) -> None:
+    """Refuse Trainer settings that would train nothing, before a model is loaded for them.
+
+    Raises:
+        UsageError: names the key and what it must be.
+    """
+    trainer = config.trainer
+    if trainer.get("accumulate_grad_batches", 1) < 1:
+        raise UsageError(
+            f"trainer.accumulate_grad_batches: expected 1 or more, found {trainer.accumulate_grad_batches}"
+        )
+    for key in ("max_steps", "max_epochs"):
+        if trainer.get(key) == 0:
+            raise UsageError(f"trainer.{key}: 0 trains nothing; expected 1 or more, or -1 for no limit")
+
+
+def fill_hardware(config: Namespace) -> dict[str, str]:
+    """Set the precision that fits the device, or check the one that is set; return the header's rows."""
+    trainer = config.trainer
+    accelerator = trainer.get("accelerator")
+    device = hardware.detect_device(accelerator if isinstance(accelerator, str) else "auto")
+    if trainer.get("plugins"):  # may hold a precision plugin, beside which the Trainer accepts no precision
+        return {"device": device.name}
+    if trainer.get("precision") is None:
+        choice = hardware.choose_precision(device)
+        trainer.precision = choice.value
+    else:
+        hardware.check_precision(device, trainer.precision)
+        choice = hardware.Choice(hardware.normalize_precision(trainer.precision), "set by the user")
+    # "auto" is left to the module, which knows what its model supports.
+    hardware.check_attention(device, trainer.precision, _get(config, "model", "attention") or "auto")
+    return {"device": device.name, "precision": f"{choice.value} ({choice.reason})"}
+
+
+def fill_epochs(config: Namespace) -> dict[str, str]:
+    """Train for one pass over the data where no end is set; Lightning's own default is a thousand."""
+    trainer = config.trainer
+    ends = (trainer.get("max_epochs"), trainer.get("max_time"))
+    if trainer.get("max_steps", -1) != -1 or any(end is not None for end in ends):
+        return {}
+    trainer.max_epochs = 1
+    return {"length": "one pass over the data (neither trainer.max_steps nor trainer.max_epochs is set)"}
+
+
+def fill_tokenizer(config: Namespace) -> None:
+    """Take the tokenizer from the base model where none is set: same revision, same trust."""
+    model, data = config.get("model"), config.get("data")
+    base = _get(config, "model", "base_model")
+    if base is None or not isinstance(data, Namespace) or "tokenizer" not in data:
+        return
+    if data.tokenizer is None:
+        data.tokenizer = base
+    if data.tokenizer != base:
+        return  # another repository has revisions of its own, and trust is given to one repository at a time
+    if data.get("revision") is None and "revision" in data:
+        data.revision = model.get("revision")
+    if "trust_remote_code" in data:
+        data.trust_remote_code = bool(data.trust_remote_code or model.get("trust_remote_code"))
+
+
+def fill_run_folder(config: Namespace, config_files: Iterable[str]) -> Path:
+    """Set the run's folder, and put the Trainer's files and the TensorBoard log into it."""
+    folder = runfolder.run_folder(config.get("run_dir"), config_files)
+    trainer = config.trainer
+    config.run_dir = str(folder)
+    if trainer.get("default_root_dir") is None:
+        trainer.default_root_dir = str(folder)
+    if trainer.get("logger") is None:
+        # A fixed version: a resumed run goes on in the same curves.
+        init_args = {"save_dir": str(folder), "name": "", "version": "tb", "default_hp_metric": False}
+        trainer.logger = Namespace(
+            class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(**init_args)
+        )
+    return folder
+
+
+def _get(config: Namespace, section: str, key: str) -> Any:
+    part = config.get(section)
+    return part.get(key) if isinstance(part, Namespace) else None

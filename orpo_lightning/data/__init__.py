@@ -1,0 +1,1 @@
+"""From rows of any shape and origin to tokenised preference pairs."""

@@ -1,0 +1,35 @@
+"""What a user can get wrong, each kind with the exit code that a script can act on."""
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line that says what was expected, what was found, where, what to do."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """The configuration or the command line asks for something that cannot work (exit 2)."""
+
+
+class DataError(UserError):
+    """A data file or a row cannot be used (exit 3)."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or does not belong to this run (exit 4)."""
+
+    exit_code = 4
+
+
+class SurroundingsError(UserError):
+    """The machine lacks something: a GPU, a library, a model file, disk space (exit 5)."""
+
+    exit_code = 5
+
+
+class DivergedError(UserError):
+    """Training produced non-finite numbers (exit 6)."""
+
+    exit_code = 6

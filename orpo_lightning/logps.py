@@ -1,0 +1,131 @@
+"""From hidden states to the log-probabilities of preference pairs, without ever holding the whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from orpo_lightning.batching.base import Normalisers, PairBatch
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (n, H) → logits (n, V), each row by itself."""
+
+CHUNK_BYTES = 128 * 2**20
+"""Size of the fp32 logits held at a time; backward of a chunk needs about three times as much."""
+
+
+class PairLogps(NamedTuple):
+    """Log-probabilities of B preference pairs under one model, as sums and counts, fp32.
+
+    Sums rather than means, so that every objective finds its own normalisation (a mean for ORPO, a sum for DPO).
+    """
+
+    chosen_sum: Tensor
+    """(B,) log p(chosen answer | prompt), with gradient."""
+    rejected_sum: Tensor
+    """(B,) log p(rejected answer | prompt), with gradient."""
+    prompt_sum: Tensor
+    """(B,) log p(prompt) from its second token on, with gradient."""
+    chosen_tokens: Tensor
+    """(B,) how many targets `chosen_sum` adds up."""
+    rejected_tokens: Tensor
+    """(B,) how many targets `rejected_sum` adds up."""
+    prompt_tokens: Tensor
+    """(B,) how many targets `prompt_sum` adds up."""
+    normalisers: Normalisers | None = None
+    """Totals of the whole optimizer step; None: these pairs are the whole step."""
+    router_loss: Tensor | None = None
+    """(), a mixture-of-experts model's load-balancing loss of this batch."""
+
+    @property
+    def weights(self) -> Tensor:
+        """(B,) 1 for a pair that counts, 0 where an answer has no target: such a pair touches nothing."""
+        return ((self.chosen_tokens > 0) & (self.rejected_tokens > 0)).to(self.chosen_sum.dtype)
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Return how many rows of fp32 logits over `vocabulary` tokens fill CHUNK_BYTES (at least 16)."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def rows_logps(hidden: Tensor, target_ids: Tensor, head: Head) -> Tensor:
+    """Return log p(target) (n,) fp32 of hidden states (n, H) through the whole head at once."""
+    logits = head(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.gather(1, target_ids[:, None])[:, 0] - logits.logsumexp(1)
+
+
+class _CachedJacobian(torch.autograd.Function):
+    """log p of targets under a frozen row-wise head; the backward pass is a row scaling.
+
+    log p_t depends on hidden row t alone, so its gradient is one vector of the hidden size. It is computed while
+    the chunk's logits are at hand, and kept instead of them: no second product, memory of one chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, target_ids: Tensor, head: Head, rows: int) -> Tensor:
+        logps, jacobian = [], torch.empty_like(hidden)
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            with torch.enable_grad():
+                leaf = hidden[part].detach().requires_grad_()
+                values = rows_logps(leaf, target_ids[part], head)
+                (jacobian[part],) = torch.autograd.grad(values.sum(), leaf)
+            logps.append(values.detach())
+        ctx.save_for_backward(jacobian)
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (jacobian,) = ctx.saved_tensors
+        # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is rounded.
+        return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None
+
+
+def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, head_is_frozen: bool) -> Tensor:
+    """Return log p(target) for each hidden state, `rows` at a time.
+
+    Args:
+        hidden: (N, H), the state each target is predicted from.
+        target_ids: (N,) int64.
+        head: the vocabulary projection with whatever follows it (bias, soft-cap, scale).
+        rows: rows of logits held at a time.
+        head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes each
+            chunk in the backward pass, so that the head's own weights get their gradient.
+
+    Returns:
+        (N,) fp32 (fp64 for fp64 logits).
+    """
+    if target_ids.shape[0] == 0:
+        return hidden.sum(1).float()
+    if head_is_frozen and hidden.requires_grad and torch.is_grad_enabled():
+        return _CachedJacobian.apply(hidden, target_ids, head, rows)
+    parts = list(zip(hidden.split(rows), target_ids.split(rows), strict=True))
+    if not torch.is_grad_enabled():
+        return torch.cat([rows_logps(states, ids, head) for states, ids in parts])
+    return torch.cat([checkpoint(rows_logps, states, ids, head, use_reentrant=False) for states, ids in parts])
+
+
+def pair_logps(logps: Tensor, batch: PairBatch, router_loss: Tensor | None = None) -> PairLogps:
+    """Add up the targets' log-probabilities (N,) into those of the batch's pairs."""
+    pairs = batch.num_pairs
+    answers, ids = batch.target_is_completion, batch.target_sequences
+    completion, prompt = ids[answers], ids[~answers]
+    sums = logps.new_zeros(2 * pairs).index_add(0, completion, logps[answers])
+    prompt_sum = logps.new_zeros(2 * pairs).index_add(0, prompt, logps[~answers])
+    counts = torch.bincount(completion, minlength=2 * pairs).to(logps.dtype)
+    prompt_counts = torch.bincount(prompt, minlength=2 * pairs).to(logps.dtype)
+    return PairLogps(
+        chosen_sum=sums[:pairs],
+        rejected_sum=sums[pairs:],
+        prompt_sum=prompt_sum[:pairs],
+        chosen_tokens=counts[:pairs],
+        rejected_tokens=counts[pairs:],
+        prompt_tokens=prompt_counts[:pairs],
+        normalisers=batch.normalisers,
+        router_loss=router_loss,
+    )

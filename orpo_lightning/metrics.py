@@ -1,0 +1,90 @@
+"""What a run remembers between two logged steps: weighted means on the device, and how fast it went."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from orpo_lightning.objectives.base import ObjectiveOutput
+
+
+class WeightedMeans(Metric):
+    """Sums and counts of every quantity an objective reports, in one tensor: one reduction over ranks per result.
+
+    A mean of micro-batch means would weigh a short batch like a long one; sums and counts do not.
+    """
+
+    full_state_update = False
+    totals: Tensor
+
+    def __init__(self) -> None:
+        """Start empty; the names come with the first update."""
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        self.weights: dict[str, float] = {}
+        self.add_state("totals", torch.zeros(0, 2), dist_reduce_fx="sum")
+
+    def update(self, output: ObjectiveOutput) -> None:
+        """Add one micro-batch's sums and counts."""
+        means = {name: (term.sum, term.count) for name, term in output.terms.items()} | output.metrics
+        rows = torch.stack([torch.stack((total.detach(), count.detach())) for total, count in means.values()])
+        # fp64 where there is any: token counts of a large validation set pass 2^24.
+        rows = rows if rows.device.type == "mps" else rows.double()
+        if not self.names:
+            self.names = tuple(means)
+            self.weights = {name: term.weight for name, term in output.terms.items()}
+            self.totals = torch.zeros_like(rows)
+        assert self.names == tuple(means), "an objective reports the same quantities for every batch"
+        self.totals = self.totals + rows
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return every mean by name, and `loss`, the weighted sum of the terms; {} before the first update."""
+        means = dict(zip(self.names, (self.totals[:, 0] / self.totals[:, 1].clamp(min=1)).float(), strict=True))
+        if not means:
+            return {}
+        loss = torch.stack([weight * means[name] for name, weight in self.weights.items()]).sum()
+        return {"loss": loss, **means}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.names = ()
+        super().reset()
+
+    def count(self, name: str) -> Tensor:
+        """Return the local count behind the mean of that name."""
+        return self.totals[self.names.index(name), 1]
+
+
+class Speed:
+    """Pairs and scored tokens per second of this process, pauses (validation) left out."""
+
+    def __init__(self) -> None:
+        """Start counting now."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.pairs = self.tokens = 0
+        self._start = time.perf_counter()
+
+    def add(self, pairs: int, tokens: int) -> None:
+        """Count a micro-batch; both numbers are known without asking the device."""
+        self.pairs += pairs
+        self.tokens += tokens
+
+    def pause(self) -> None:
+        """Stop the clock."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Start the clock again."""
+        self._start += time.perf_counter() - self._paused
+
+    def rates(self) -> dict[str, Any]:
+        """Return `pairs_per_second` and `tokens_per_second` since the last restart."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        return {"pairs_per_second": self.pairs / seconds, "tokens_per_second": self.tokens / seconds}

@@ -1,0 +1,223 @@
+"""Load a base model, quantise it, add LoRA: from names to a policy ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from orpo_lightning.errors import SurroundingsError, UsageError
+from orpo_lightning.hardware import Choice
+
+Quantization = Literal["nf4", "int8", "none"]
+LoraVariant = Literal["lora", "rslora", "dora"]
+LoraInit = Literal["default", "gaussian", "pissa", "loftq"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def load_config(base_model: str, *, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """Read a base model's config and refuse what this package cannot train, before its weights are fetched.
+
+    Raises:
+        SurroundingsError: there is no such model, or it cannot be reached.
+        UsageError: it is not a decoder-only language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(base_model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SurroundingsError(f"model.base_model: cannot load {base_model!r}: {first_line(error)}") from error
+    if config.is_encoder_decoder:
+        raise UsageError(f"model.base_model: expected a decoder-only model, {base_model} is an encoder-decoder")
+    return config
+
+
+def supported_attention(config: PretrainedConfig, choice: Choice) -> Choice:
+    """Return `choice`, or eager where the architecture cannot take it (Gemma-2's soft-capped attention in sdpa)."""
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    flag = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(choice.value)
+    if architecture is None or flag is None or getattr(architecture, flag, True):
+        return choice
+    return Choice("eager", f"{architecture.__name__} does not support {choice.value}")
+
+
+def causal_model(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def quantization_config(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Return bitsandbytes' settings: NF4 with double quantisation (QLoRA), LLM.int8(), or None."""
+    if kind == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+
+
+def load_base(
+    base_model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: Quantization = "none",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    device: torch.device | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model straight onto `device`, every weight of it from its files.
+
+    Raises:
+        SurroundingsError: files are missing or damaged, or lack weights that the architecture has.
+        UsageError: the model is quantised already, or is no causal language model.
+    """
+    config = load_config(base_model, revision=revision, trust_remote_code=trust_remote_code)
+    if quantization != "none" and getattr(config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"model.quantization: {base_model} is stored quantised already; set model.quantization: none"
+        )
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base_model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config(quantization, dtype),
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map={"": device or torch.device("cpu")},
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise SurroundingsError(
+            f"model.base_model: a weight file of {base_model!r} is damaged ({first_line(error)}); fetch it again "
+            "(where git-lfs left pointers: git lfs pull)"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise SurroundingsError(f"model.base_model: cannot load {base_model!r}: {first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers would train on with random weights in their place and only a warning.
+        raise SurroundingsError(
+            f"model.base_model: {base_model} lacks {len(missing)} weights of its architecture, first {missing[0]}: "
+            "the download is incomplete or the folder is not this model"
+        )
+    return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set the base model's own dropout to 0; called before LoRA is added, whose dropout stays."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass, non-reentrant (the reentrant kind needs inputs with gradient)."""
+    kwargs = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:  # transformers < 5.20
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    except ValueError as error:
+        raise UsageError(f"model.gradient_checkpointing: {first_line(error)}; set it to false") from error
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Return the distinct last names of the model's linear layers, which LoRA can target."""
+    kinds = ("Linear", "Linear4bit", "Linear8bitLt", "Conv1D")
+    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ in kinds}
+    return sorted(found - {"lm_head", "embed_out"})
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str] | str,
+    variant: LoraVariant,
+    init: LoraInit,
+    trainable_token_ids: Sequence[int] = (),
+    seed: int = 0,
+) -> PeftModel:
+    """Freeze `model` and add LoRA to it; its initial values depend on `seed` alone.
+
+    Raises:
+        UsageError: no layer has such a name, or this initialisation cannot be had for this base.
+    """
+    settings: dict[str, Any] = {
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "use_rslora": variant == "rslora",
+        "use_dora": variant == "dora",
+        "init_lora_weights": init if init in ("gaussian", "pissa") else True,
+        "task_type": "CAUSAL_LM",
+    }
+    if trainable_token_ids:
+        settings["trainable_token_indices"] = _token_rows(model, trainable_token_ids)
+    # The same numbers on every rank, whatever was drawn before.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, LoraConfig(**settings))
+        except ValueError as error:
+            if "arget module" in str(error):
+                names = ", ".join(linear_names(model))
+                raise UsageError(f"model.lora_targets: {targets} match no layer; this model has {names}") from error
+            raise UsageError(f"LoRA cannot be added: {first_line(error)}") from error
+
+
+def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
+    """Name the layers whose rows of these tokens are trained: the embedding, and the head where it is separate."""
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return {names[id(layer)]: list(ids) for layer in layers}
+
+
+def untrained_stop_tokens(model: PreTrainedModel, stop_ids: Sequence[int]) -> list[int]:
+    """Return the stop tokens that nothing says the base model has learned: neither config names them as its end."""
+    known: set[int] = set()
+    for config in (model.config, model.generation_config):
+        value = getattr(config, "eos_token_id", None)
+        known |= set(value if isinstance(value, list) else [value]) - {None}
+    return [token for token in stop_ids if token not in known]
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return (all, trainable) parameters; a 4-bit weight counts as the parameters it stands for."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else state.shape.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return total, trainable

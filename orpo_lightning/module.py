@@ -1,0 +1,330 @@
+"""The LightningModule: a quantised LoRA policy, an objective, their metrics, adapter-sized checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from orpo_lightning import hardware, modeling
+from orpo_lightning.batching import PairBatch
+from orpo_lightning.errors import CheckpointError, UsageError
+from orpo_lightning.initialization import apply_loftq, check_initialization, keep_initial_adapter
+from orpo_lightning.logps import PairLogps
+from orpo_lightning.metrics import Speed, WeightedMeans
+from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
+from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
+from orpo_lightning.schedules import Schedule, make_schedule, parameter_groups
+from orpo_lightning.scoring import Scorer, router_loss_weight, score, take_apart
+
+log = logging.getLogger(__name__)
+_PROGRESS_BAR = ("loss", "rewards/accuracies", "rewards/margins", "pairs_per_second")
+
+
+class PreferenceModule(lightning.LightningModule):
+    """Trains a causal language model on preference pairs; batches are `PairBatch`es.
+
+    Override points: `configure_model` (which sets `self.model`), `forward` (batch → log-probabilities), `step`
+    (batch → objective's output: add terms or metrics here), `configure_optimizers`.
+
+    Args:
+        base_model: hub id or folder of the base model.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python code that comes with the model. Only for models you have read.
+        quantization: how the frozen base is kept: nf4 (4 bits, double quantisation), int8, or none.
+        dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32 weights
+            where they are trained themselves).
+        attention: attention kernel; auto is flash_attention_2 where GPU and package allow, else sdpa.
+        lora_r: rank of LoRA; 0 trains all weights instead.
+        lora_alpha: LoRA's scale numerator: the update is multiplied by alpha / r (rslora: alpha / sqrt(r)).
+        lora_dropout: dropout in front of LoRA. (The base model's own dropout is always off.)
+        lora_targets: names of the layers that get LoRA, or "all-linear".
+        lora_variant: lora, rslora (rank-stabilised scale) or dora (weight-decomposed).
+        lora_init: default (B = 0), gaussian, pissa (needs an unquantised base), loftq (needs nf4).
+        trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never learned.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        objective: the loss, e.g. ORPO.
+        optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings, vectors).
+        schedule: of the learning rate after warm-up.
+        warmup: linear warm-up: steps (a whole number) or a share of all steps (below 1).
+    """
+
+    def __init__(
+        self,
+        base_model: str,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        quantization: Quantization = "none",
+        dtype: modeling.DtypeName = "auto",
+        attention: modeling.Attention = "auto",
+        lora_r: int = 16,
+        lora_alpha: int = 16,
+        lora_dropout: float = 0.05,
+        lora_targets: list[str] | str = modeling.SEVEN_PROJECTIONS,
+        lora_variant: LoraVariant = "lora",
+        lora_init: LoraInit = "default",
+        trainable_tokens: list[str] | None = None,
+        gradient_checkpointing: bool = True,
+        objective: Objective = ORPO(),  # noqa: B008 - frozen
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=5e-5, weight_decay=0.0),
+        schedule: Schedule = "linear",
+        warmup: float = 0.1,
+    ) -> None:
+        """Keep the settings; the model is loaded in `configure_model`, on the rank's own device."""
+        super().__init__()
+        _check_lora(lora_r, lora_dropout, quantization)
+        check_initialization(lora_init, quantization if lora_r else "none")
+        # An objective stands in the hyper-parameters of a checkpoint, which is read with weights_only.
+        torch.serialization.add_safe_globals([type(objective)])
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.objective = objective
+        self.optimizer = optimizer
+        self.model: Any = None
+        self.strict_loading = False  # a checkpoint holds the trained part only; on_load_checkpoint compares
+        self.attention_choice = hardware.Choice(attention, "set by the user")
+        self.train_means, self.val_means, self.test_means = WeightedMeans(), WeightedMeans(), WeightedMeans()
+        self._speed = Speed()
+        self._grad_norm: Tensor | None = None
+        self._scorer: Scorer | None = None
+        self._initial_adapter: Any = None
+
+    # Model
+
+    def configure_model(self) -> None:
+        """Load the base, quantise it, add LoRA; on the rank's device, once (Lightning calls this more than once)."""
+        if self.model is not None:
+            return
+        settings = self.hparams
+        dtype = self._weights_dtype()
+        where = {key: settings[key] for key in ("revision", "trust_remote_code")}
+        config = modeling.load_config(settings["base_model"], **where)
+        if settings["attention"] == "auto":
+            device = hardware.detect_device("cuda" if self.device.type == "cuda" else self.device.type)
+            choice = hardware.choose_attention(device, self._precision())
+            self.attention_choice = modeling.supported_attention(config, choice)
+        base = modeling.load_base(
+            settings["base_model"],
+            quantization=settings["quantization"],
+            dtype=dtype,
+            attention=self.attention_choice.value,
+            device=self.device,
+            **where,
+        )
+        modeling.disable_dropout(base)
+        if settings["gradient_checkpointing"]:
+            modeling.enable_checkpointing(base)
+        self.model = self._add_lora(base, dtype) if settings["lora_r"] else base
+        # from_pretrained returns eval mode, Lightning keeps modes, and in eval mode nothing is recomputed.
+        self.model.train()
+
+    def _add_lora(self, base: Any, dtype: torch.dtype) -> Any:
+        settings = self.hparams
+        model = modeling.add_lora(
+            base,
+            r=settings["lora_r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings["lora_dropout"],
+            targets=settings["lora_targets"],
+            variant=settings["lora_variant"],
+            init=settings["lora_init"],
+            trainable_token_ids=self._trainable_token_ids(),
+            seed=run_seed() or 0,
+        )
+        if settings["lora_init"] == "loftq":
+            where = {key: settings[key] for key in ("base_model", "revision", "trust_remote_code")}
+            apply_loftq(model, modeling.load_base(**where, dtype=dtype))
+        if settings["lora_init"] == "pissa":
+            self._initial_adapter = keep_initial_adapter(model)
+        return model
+
+    def _trainable_token_ids(self) -> list[int]:
+        if not self.hparams["trainable_tokens"]:
+            return []
+        from orpo_lightning.data.tokenization import load_tokenizer
+
+        where = {key: self.hparams[key] for key in ("revision", "trust_remote_code")}
+        vocabulary = load_tokenizer(self.hparams["base_model"], **where).get_vocab()
+        for token in self.hparams["trainable_tokens"]:
+            if token not in vocabulary:
+                raise UsageError(f"model.trainable_tokens: {token!r} is no single token of this tokenizer")
+        return [vocabulary[token] for token in self.hparams["trainable_tokens"]]
+
+    def _precision(self) -> str:
+        return self.trainer.precision if self._trainer is not None else "32-true"
+
+    def _weights_dtype(self) -> torch.dtype:
+        if self.hparams["dtype"] != "auto":
+            return getattr(torch, self.hparams["dtype"])
+        # Weights that are trained themselves stay float32 under autocast: half precision loses small updates.
+        return hardware.compute_dtype(self._precision()) if self.hparams["lora_r"] else torch.float32
+
+    # Training
+
+    def forward(self, batch: PairBatch) -> PairLogps:
+        """Return the policy's log-probabilities of the batch's pairs."""
+        if self._scorer is None:
+            self._scorer = take_apart(self.model)
+            if self._scorer.why_full_logits:
+                log.warning("full logits are computed: %s", self._scorer.why_full_logits)
+        return score(self._scorer, batch)
+
+    def step(self, batch: PairBatch) -> ObjectiveOutput:
+        """Return the objective's terms and metrics of a micro-batch; extend the two dicts to add your own."""
+        policy = self(batch)
+        output = self.objective(policy)
+        if policy.router_loss is None:
+            return output
+        pairs = policy.weights.sum()
+        step_pairs = pairs if batch.normalisers is None else batch.normalisers.pairs
+        weight = router_loss_weight(self._scorer.model)  # type: ignore[union-attr]
+        term = Term(weight, policy.router_loss * pairs, pairs, step_pairs)
+        return output._replace(terms={**output.terms, "router_loss": term})
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Return the micro-batch's loss, scaled so that Lightning's averages give the optimizer step's loss."""
+        output = self.step(batch)
+        self.train_means.update(output)
+        self._speed.add(batch.num_pairs, batch.target_ids.shape[0])
+        if batch.normalisers is None:
+            return output.loss
+        # Lightning divides by the accumulation (in a short last window too), DDP by the ranks.
+        return output.loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Add up the validation metrics."""
+        self.val_means.update(self.step(batch))
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Add up the test metrics."""
+        self.test_means.update(self.step(batch))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer over named parameter groups, and a schedule stepped with it."""
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(parameter_groups(self.model, named))
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Hooks
+
+    def on_train_start(self) -> None:
+        """Check that the run will train what it should, and start the clock."""
+        frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
+        assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
+        halves = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
+        if halves:
+            log.warning("%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0])
+        self._speed.restart()
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Seed dropout from the batch's number alone, so that a resumed run draws what the whole one would have."""
+        seed = run_seed()
+        if seed is not None:
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size
+            torch.manual_seed((seed << 32) + number + self.trainer.global_rank)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the gradient's norm (before clipping) where the step will be logged."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        """Log what was summed up since the last logged optimizer step; nothing is read off the device in between."""
+        step = self.trainer.global_step
+        if self._grad_norm is None or step % self.trainer.log_every_n_steps:
+            return
+        rates = {name: rate * self.trainer.world_size for name, rate in self._speed.rates().items()}
+        values = {**self.train_means.compute(), "grad_norm": self._grad_norm, **rates}
+        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._log("train", values)
+        self.log("step", float(step))  # the x axis of this record; Lightning's own is one less
+        self.train_means.reset()
+        self._grad_norm = None
+        self._speed.restart()
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop the training clock."""
+        self._speed.pause()
+        self.val_means.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        if not self.trainer.sanity_checking:
+            self._log("val", self.val_means.compute())
+        self._speed.resume()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log("test", self.test_means.compute())
+        self.test_means.reset()
+
+    def _log(self, stage: str, values: dict[str, Any]) -> None:
+        # The sums were added up over ranks already: nothing to synchronise.
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in _PROGRESS_BAR, rank_zero_only=False)
+
+    # Checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the trained parameters only: a 4-bit base cannot be loaded back, and need not be saved."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        destination = kwargs.get("destination", args[0] if args else None)
+        destination = {} if destination is None else destination
+        named = self.named_parameters()
+        destination.update({prefix + name: p.detach() for name, p in named if p.requires_grad})
+        return destination
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another adapter.
+
+        Raises:
+            CheckpointError: naming the first weight that is missing, unknown or of another shape.
+        """
+        if self.model is None:  # load_from_checkpoint comes here before configure_model
+            self.configure_model()
+        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"the checkpoint is of another model or adapter: {name} has shape {found.get(name)} there and "
+                    f"{wanted.get(name)} here; resume with the settings the run was started with"
+                )
+
+    # Report
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Return (label, text) rows about the model for a run's header."""
+        settings = self.hparams
+        total, trainable = modeling.parameter_counts(self.model)
+        kind = f"{settings['lora_variant']} r={settings['lora_r']}" if settings["lora_r"] else "all weights"
+        dtype = str(self._weights_dtype()).removeprefix("torch.")
+        return [
+            ("model", f"{settings['base_model']} ({type(modeling.causal_model(self.model)).__name__})"),
+            ("parameters", f"{total:,} total, {trainable:,} trained ({100 * trainable / total:.2f} %): {kind}"),
+            ("quantization", f"{settings['quantization']}, computing in {dtype}"),
+            ("attention", f"{self.attention_choice.value} ({self.attention_choice.reason})"),
+        ]
+
+
+def run_seed() -> int | None:
+    """Return the seed given to `lightning.seed_everything`, None where it was never called."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed) & 0x7FFFFFFF
+
+
+def _check_lora(r: int, dropout: float, quantization: Quantization) -> None:
+    if r < 0:
+        raise UsageError(f"model.lora_r: expected 0 (full fine-tuning) or more, found {r}")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"model.lora_dropout: expected a share from 0 to below 1, found {dropout}")
+    if r == 0 and quantization != "none":
+        raise UsageError(f"model.quantization: {quantization} weights cannot be trained; set lora_r above 0, or none")

@@ -1,0 +1,55 @@
+"""Learning-rate schedules and parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["linear", "cosine", "constant", "inverse_sqrt"]
+
+
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """Return the optimizer steps of warm-up: a whole number is steps, a share below 1 is of all steps, rounded up.
+
+    Raises:
+        ValueError: `warmup` is negative, or a fraction above 1.
+    """
+    if warmup < 0 or (warmup > 1 and warmup != int(warmup)):
+        raise ValueError(f"model.warmup: expected steps (0, 1, 2 …) or a share below 1, found {warmup}")
+    return -int(-warmup * total_steps // 1) if warmup < 1 else int(warmup)
+
+
+def make_schedule(optimizer: Optimizer, schedule: Schedule, warmup: float, total_steps: int) -> LambdaLR:
+    """Return transformers' scheduler of that name: linear warm-up from 0, then `schedule` over the remaining steps."""
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    steps = warmup_steps(warmup, total_steps)
+    if schedule == "inverse_sqrt":
+        steps = max(steps, 1)  # its decay is measured in warm-up lengths
+    return get_scheduler(name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps)
+
+
+def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Split trainable parameters into named groups an optimizer can treat differently; empty ones are left out.
+
+    `matrices` are the 2-D weights of linear layers inside the blocks (what GaLore projects), `embeddings` those of the
+    vocabulary (embedding, head), `vectors` everything else (norms, biases, DoRA magnitudes), never decayed.
+    """
+    vocabulary: set[int] = set()
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        layer = getattr(model, getter, lambda: None)()
+        vocabulary |= {id(parameter) for parameter in layer.parameters()} if layer is not None else set()
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for _, parameter in named:
+        kind = "embeddings" if id(parameter) in vocabulary else "matrices" if parameter.ndim == 2 else "vectors"
+        groups[kind].append(parameter)
+    return [
+        {"params": parameters, "name": name, **({"weight_decay": 0.0} if name == "vectors" else {})}
+        for name, parameters in groups.items()
+        if parameters
+    ]

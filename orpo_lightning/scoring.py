@@ -1,0 +1,129 @@
+"""How a model's log-probabilities are had: its backbone and head apart, or, where that is not its output, full logits."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from orpo_lightning.batching.base import PairBatch
+from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
+from orpo_lightning.modeling import causal_model
+
+
+class Scorer(NamedTuple):
+    """A model taken apart into what makes hidden states and what makes logits of them."""
+
+    model: nn.Module
+    """The whole causal language model, called only where `head` is None."""
+    backbone: nn.Module | None = None
+    head: Head | None = None
+    head_is_frozen: bool = True
+    why_full_logits: str | None = None
+    """The reason, where the model cannot be taken apart."""
+
+
+def take_apart(model: nn.Module) -> Scorer:
+    """Find backbone and head and prove on eight tokens that together they are the model; else say why not."""
+    causal = causal_model(model)
+    try:
+        backbone, projection = causal.get_decoder(), causal.get_output_embeddings()
+    except (AttributeError, NotImplementedError) as error:
+        return Scorer(causal, why_full_logits=f"{type(causal).__name__} does not name its parts ({error})")
+    if projection is None or backbone is causal:
+        return Scorer(causal, why_full_logits=f"{type(causal).__name__} does not name its backbone and head")
+    frozen = not any(parameter.requires_grad for parameter in projection.parameters())
+    scorer = Scorer(causal, backbone, _head(projection, causal), frozen)
+    difference = _self_check(scorer)
+    if difference is None:
+        return scorer
+    reason = f"{type(causal).__name__}'s logits are not its head's output ({difference})"
+    return Scorer(causal, why_full_logits=reason)
+
+
+def _head(projection: nn.Module, causal: Any) -> Head:
+    """Return hidden (n, H) → logits (n, V) with the scale and soft-cap some architectures put behind the projection."""
+    config = causal.config
+    # Cohere multiplies, Granite divides; Gemma-2 and -3 bend.
+    scale = float(getattr(causal, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = projection(hidden)
+        logits = logits if scale == 1.0 else logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+@torch.no_grad()
+def _self_check(scorer: Scorer) -> str | None:
+    """Return None where backbone and head give the model's own log-probabilities, else what was found."""
+    assert scorer.backbone is not None and scorer.head is not None
+    modes = [(module, module.training) for module in scorer.model.modules()]
+    parameter = next(scorer.model.parameters())
+    ids = torch.arange(1, 9, device=parameter.device)[None] % scorer.model.config.get_text_config().vocab_size
+    scorer.model.eval()
+    try:
+        logits = scorer.model(input_ids=ids, use_cache=False).logits[0]
+        whole, whole_dtype = logits.float().log_softmax(1), logits.dtype
+        parts = scorer.head(scorer.backbone(input_ids=ids, use_cache=False).last_hidden_state[0])
+        gap = (whole - parts.float().log_softmax(1)).abs().max().item()
+    except (AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    # The same operations on the same numbers: what is left is the order of rounding.
+    return None if gap <= (1e-3 if whole_dtype == torch.float32 else 0.05) else f"log-probabilities differ by {gap:.3g}"
+
+
+def score(scorer: Scorer, batch: PairBatch) -> PairLogps:
+    """Return the log-probabilities of a batch's pairs under the scorer's model."""
+    inputs = {**batch.model_inputs, "use_cache": False}
+    routed = bool(getattr(scorer.model.config, "output_router_logits", False))
+    if routed:
+        inputs["output_router_logits"] = True
+    if scorer.backbone is None or scorer.head is None:
+        return _score_by_full_logits(scorer.model, inputs, batch)
+    output = scorer.backbone(**inputs)
+    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.target_positions)
+    logps = target_logps(
+        hidden,
+        batch.target_ids,
+        scorer.head,
+        rows=chunk_rows(scorer.model.config.get_text_config().vocab_size),
+        head_is_frozen=scorer.head_is_frozen,
+    )
+    router_loss = load_balancing_loss(scorer.model, output, inputs.get("attention_mask")) if routed else None
+    return pair_logps(logps, batch, router_loss)
+
+
+def _score_by_full_logits(model: nn.Module, inputs: dict[str, Any], batch: PairBatch) -> PairLogps:
+    output = model(**inputs)
+    logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
+    router_loss = getattr(output, "aux_loss", None)
+    return pair_logps(rows_logps(logits, batch.target_ids, nn.Identity()), batch, router_loss)
+
+
+def load_balancing_loss(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
+    """Return the architecture's own router loss, (), from its own module; padding is left out by the mask."""
+    module = sys.modules[type(model).__module__]
+    function = getattr(module, "load_balancing_loss_func", None)
+    if function is None or getattr(output, "router_logits", None) is None:
+        return None
+    config: PretrainedConfig = model.config
+    experts = next(
+        value
+        for name in ("num_experts", "num_local_experts", "n_routed_experts")
+        if (value := getattr(model, name, None) or getattr(config, name, None)) is not None
+    )
+    return function(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
+
+
+def router_loss_weight(model: nn.Module) -> float:
+    """Return the weight the architecture's config gives its router loss."""
+    return float(getattr(model.config, "router_aux_loss_coef", 0.0))

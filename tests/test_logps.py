@@ -1,0 +1,97 @@
+"""The chunked head against the whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orpo_lightning.logps import Head, chunk_rows, rows_logps, target_logps
+
+HIDDEN, VOCABULARY, ROWS = 16, 50, 23
+
+
+def head_and_parameters(kind: str) -> tuple[Head, list[nn.Parameter]]:
+    """Return a vocabulary projection with what some architecture puts behind it."""
+    torch.manual_seed(3)
+    layer = nn.Linear(HIDDEN, VOCABULARY, bias=kind == "bias").double()
+    after: dict[str, Callable[[Tensor], Tensor]] = {
+        "plain": lambda logits: logits,
+        "bias": lambda logits: logits,
+        "soft-cap": lambda logits: torch.tanh(logits / 0.7) * 0.7,
+        "scale": lambda logits: logits * 0.0625,
+    }
+    return (lambda hidden: after[kind](layer(hidden))), list(layer.parameters())
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states, targets, and the gradient that comes from above."""
+    torch.manual_seed(4)
+    hidden = torch.randn(ROWS, HIDDEN, dtype=torch.float64, requires_grad=True)
+    return hidden, torch.randint(VOCABULARY, (ROWS,)), torch.randn(ROWS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias", "soft-cap", "scale"])
+@pytest.mark.parametrize("rows", [1, 7, 23, 100])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_chunks_give_the_log_probabilities_and_gradients_of_the_whole(kind: str, rows: int, frozen: bool) -> None:
+    head, parameters = head_and_parameters(kind)
+    hidden, ids, above = inputs()
+    whole = rows_logps(hidden, ids, head)
+    expected = torch.autograd.grad(whole, [hidden, *parameters], above)
+    logps = target_logps(hidden, ids, head, rows=rows, head_is_frozen=frozen)
+    wanted = [hidden] if frozen else [hidden, *parameters]
+    found = torch.autograd.grad(logps, wanted, above)
+    assert torch.allclose(logps, whole, rtol=1e-12, atol=1e-12)
+    for one, other in zip(found, expected, strict=False):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_head_is_run_once_per_chunk_and_never_on_more_rows() -> None:
+    head, _ = head_and_parameters("plain")
+    sizes: list[int] = []
+
+    def counting(hidden: Tensor) -> Tensor:
+        sizes.append(hidden.shape[0])
+        return head(hidden)
+
+    hidden, ids, above = inputs()
+    target_logps(hidden, ids, counting, rows=10, head_is_frozen=True).backward(above)
+    assert sizes == [10, 10, 3]
+
+
+def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass() -> None:
+    head, _ = head_and_parameters("plain")
+    hidden, ids, _ = inputs()
+    kept: list[tuple[int, ...]] = []
+
+    def remember(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        target_logps(hidden, ids, head, rows=100, head_is_frozen=True)
+    assert kept
+    # Chunks are freed within the forward pass; what outlives it is saved last.
+    assert kept[-1] == (ROWS, HIDDEN)
+
+
+def test_no_target_gives_an_empty_result_that_still_reaches_the_graph() -> None:
+    hidden = torch.zeros(0, HIDDEN, requires_grad=True)
+    logps = target_logps(hidden, torch.zeros(0, dtype=torch.int64), lambda h: h, rows=4, head_is_frozen=True)
+    assert logps.shape == (0,)
+    assert logps.requires_grad
+
+
+def test_log_probabilities_are_fp32_even_of_half_precision_logits() -> None:
+    logits = torch.randn(5, 7, dtype=torch.bfloat16)
+    logps = rows_logps(logits, torch.arange(5), nn.Identity())
+    assert logps.dtype == torch.float32
+    assert torch.allclose(logps, logits.float().log_softmax(1)[torch.arange(5), torch.arange(5)])
+
+
+def test_chunks_shrink_with_the_vocabulary() -> None:
+    assert chunk_rows(32_000) == 128 * 2**20 // (4 * 32_000)
+    assert chunk_rows(10**9) == 16
