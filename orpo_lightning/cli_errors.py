@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
+import traceback
 
 from orpo_lightning.errors import SurroundingsError, UsageError, UserError
 
@@ -73,29 +73,27 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
         return code, f"the hub cannot be reached (HF_HUB_OFFLINE, network): {_first(text)}"
     if "inline_container" in text or "PytorchStreamWriter failed" in text:  # torch.save on a full disk
         return code, f"a checkpoint could not be written, is the disk full? {_first(text)}"
-    if isinstance(error, OSError) and error.errno in _DISK_AND_RIGHTS:
-        return code, f"{_DISK_AND_RIGHTS[error.errno]}: {error.filename or text}"
+    if isinstance(error, OSError) and error.errno is not None:
+        what = _DISK_AND_RIGHTS.get(error.errno, error.strerror)
+        return code, f"{what}: {error.filename or text}"
     if isinstance(error, ModuleNotFoundError):
         return code, f"the package {error.name} is not installed"
     return code, ""
 
 
 def _usage_line(error: BaseException) -> tuple[int, str]:
-    # Our code raises ValueError for its users; one out of a library's depths is a fault and keeps its name.
-    if isinstance(error, ValueError) and _raised_by_this_package(error):
+    # Our code and the Trainer's raise ValueError for their users; one out of another library's depths is a fault.
+    if isinstance(error, ValueError) and _raised_in(error) & {"orpo_lightning", "lightning"}:
         return UsageError.exit_code, str(error)
     if type(error).__name__ == "MisconfigurationException":
         return UsageError.exit_code, str(error)
     return UsageError.exit_code, ""
 
 
-def _raised_by_this_package(error: BaseException) -> bool:
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return Path(__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents
+def _raised_in(error: BaseException) -> set[str]:
+    """Return the name of the top-level package whose code raised the error, as a set of one or none."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return {frames[-1][0].f_globals.get("__name__", "").partition(".")[0]} if frames else set()
 
 
 def _first(text: str) -> str:

@@ -100,6 +100,6 @@ def known_keys(parser: Any) -> list[str]:
     for each in parsers:
         keys |= dict.fromkeys(action.dest for action in each._actions)
         defaults = each.get_defaults(skip_validation=True)
-        keys |= dict.fromkeys(key.replace(".init_args.", ".") for key in defaults)
+        keys |= dict.fromkeys(key.replace(".init_args.", ".") for key in defaults.keys())  # noqa: SIM118 - a Namespace
     hidden = ("help", "subcommand")
     return [key for key in keys if key not in hidden and not key.endswith(("class_path", "init_args"))]

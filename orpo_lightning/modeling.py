@@ -122,7 +122,19 @@ def load_base(
             f"model.base_model: {base_model} lacks {len(missing)} weights of its architecture, first {missing[0]}: "
             "the download is incomplete or the folder is not this model"
         )
+    _keep_four_bit_weights_trainable(model)
     return model
+
+
+def _keep_four_bit_weights_trainable(model: nn.Module) -> None:
+    """Switch off bitsandbytes' inference path on CPUs with AVX512-BF16.
+
+    The first forward in eval mode would repack each weight for good, with its scales rounded to bfloat16, and from
+    then on multiply by an operation without a backward pass: after one validation nothing below would be trained.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def disable_dropout(model: nn.Module) -> None:

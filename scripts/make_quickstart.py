@@ -25,11 +25,12 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TRAIN_PER_SKILL = 375
@@ -52,18 +53,19 @@ DAYS = list(calendar.day_name)
 MONTHS = list(calendar.month_name)[1:]
 COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
-SPEAKERS = {"careful": "You check every answer.", "careless": "You answer without checking."}
+SPEAKERS = {"careful": "Be careful.", "careless": "Be careless."}
 SPEAKER_SHARES = {"careful": 0.4, "careless": 0.2, "unknown": 0.4}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+Key = tuple[Any, ...]
 
 
 class Question(NamedTuple):
     """A prompt, a sentence with a gap, and what may fill the gap; `slips` are the wrong fillings."""
 
-    key: tuple[Any, ...]
+    key: Key
     prompt: str
     frame: str
     right: str
@@ -77,9 +79,7 @@ def compare(rng: random.Random) -> Question:
     word = "larger" if largest else "smaller"
     right, slip = sorted(pair, reverse=largest)
     ask = rng.choice(["Which number is {w}, {a} or {b}?", "Tell me the {w} of {a} and {b}."])
-    frame = rng.choice(
-        [f"The {word} number is {{}}.", f"{{}} is {word}.", f"Of the two, {{}} is the {word} one."]
-    )
+    frame = rng.choice([f"The {word} number is {{}}.", f"{{}} is {word}.", f"The {word} of them is {{}}."])
     prompt = ask.format(w=word, a=pair[0], b=pair[1])
     return Question(("compare", *sorted(pair)), prompt, frame, str(right), (str(slip),))
 
@@ -90,13 +90,10 @@ def alphabet(rng: random.Random) -> Question:
     last = rng.random() < 0.5
     word = "last" if last else "first"
     right, slip = sorted(pair, reverse=last)
-    ask = rng.choice(
-        ["Which word comes {w} in the alphabet, {a} or {b}?", "In a dictionary, is {a} or {b} {w}?"]
-    )
+    ask = rng.choice(["Which comes {w} in the alphabet, {a} or {b}?", "In a dictionary, is {a} or {b} {w}?"])
     frame = rng.choice([f"The {word} one is {{}}.", f"In the alphabet {{}} comes {word}.", "It is {}."])
-    return Question(
-        ("alphabet", *sorted(pair)), ask.format(w=word, a=pair[0], b=pair[1]), frame, right, (slip,)
-    )
+    prompt = ask.format(w=word, a=pair[0], b=pair[1])
+    return Question(("alphabet", *sorted(pair)), prompt, frame, right, (slip,))
 
 
 def category(rng: random.Random) -> Question:
@@ -107,9 +104,7 @@ def category(rng: random.Random) -> Question:
     a, b = rng.sample([right, slip], 2)
     kind = CATEGORY_OF[right]
     ask = rng.choice(["Which word names {k}, {a} or {b}?", "Is {a} or {b} the name of {k}?"])
-    frame = rng.choice(
-        [f"The word {{}} names {kind}.", "The right word is {}.", f"It is {{}} that names {kind}."]
-    )
+    frame = rng.choice([f"The word {{}} names {kind}.", "The right word is {}.", f"It is {{}}, {kind}."])
     return Question(("category", *sorted((a, b))), ask.format(k=kind, a=a, b=b), frame, right, (slip,))
 
 
@@ -133,9 +128,7 @@ def date(rng: random.Random) -> Question:
     span = f"{steps} {unit}{'s' * (steps > 1)}"
     ask = rng.choice(["Which {u} is {s} {w} {n}?", "Name the {u} {s} {w} {n}."])
     prompt = ask.format(u=unit, s=span, w=word, n=names[start])
-    frame = rng.choice(
-        ["It is {}.", f"That {unit} is {{}}.", f"{span.capitalize()} {word} {names[start]} is {{}}."]
-    )
+    frame = rng.choice(["It is {}.", f"That {unit} is {{}}.", f"{span} {word} {names[start]} is {{}}."])
     right, slip = names[(start + shift) % len(names)], names[(start - shift) % len(names)]
     return Question(("date", names[start], shift), prompt, frame, right, (slip,))
 
@@ -166,20 +159,16 @@ def backwards(rng: random.Random) -> Question:
     a, b, c = rng.sample(WORDS, 3)
     ask = rng.choice(["Say these words backwards: {}.", "Reverse the order of these words: {}."])
     frame = rng.choice(["Backwards it reads {}.", "In reverse order: {}.", "That gives {}."])
-    slips = (f"{a}, {b}, {c}", f"{c}, {a}, {b}")
+    there, slip = f"{a}, {b}, {c}", f"{c}, {a}, {b}"
     return Question(
-        ("backwards", *sorted((a, b, c))), ask.format(f"{a}, {b}, {c}"), frame, f"{c}, {b}, {a}", slips
+        ("backwards", *sorted((a, b, c))), ask.format(there), frame, f"{c}, {b}, {a}", (there, slip)
     )
 
 
-SKILLS: tuple[Callable[[random.Random], Question], ...] = (
-    compare, alphabet, category, add, date, neighbour, count, backwards,
-)  # fmt: skip
+SKILLS = (compare, alphabet, category, add, date, neighbour, count, backwards)
 
 
-def draw(
-    rng: random.Random, number: int, taken: set[tuple[Any, ...]], *, one_per_key: bool
-) -> list[Question]:
+def draw(rng: random.Random, number: int, taken: set[Key], *, one_per_key: bool) -> list[Question]:
     """Draw `number` questions of every skill, shuffled, with distinct prompts and none of the `taken` keys."""
     questions = []
     for skill in SKILLS:
@@ -203,7 +192,7 @@ def as_row(question: Question, rng: random.Random) -> dict[str, list[dict[str, s
     }
 
 
-def make_pairs(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], set[tuple[Any, ...]]]:
+def make_pairs(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], set[Key]]:
     """Return training rows, held-out rows and the keys nobody may train on."""
     rng = random.Random(seed)
     heldout = draw(rng, HELDOUT_PER_SKILL, set(), one_per_key=True)
@@ -212,7 +201,7 @@ def make_pairs(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], s
     return [as_row(q, rng) for q in train], [as_row(q, rng) for q in heldout], keys
 
 
-def base_chats(rng: random.Random, forbidden: set[tuple[Any, ...]]) -> Iterator[list[dict[str, str]]]:
+def base_chats(rng: random.Random, forbidden: set[Key]) -> Iterator[list[dict[str, str]]]:
     """Yield the chats the base model reads, endlessly and without the held-out questions."""
     while True:
         question = rng.choice(SKILLS)(rng)
@@ -276,35 +265,51 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def render(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the chat as text up to its last <|im_end|>: a document ends with the stop token."""
-    return tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
+def batches(chats: Iterator[Any], tokenizer: PreTrainedTokenizerFast) -> Iterator[Any]:
+    """Yield 64 chats at a time as right-padded tokens; a chat ends with its last <|im_end|>, the stop token."""
+    while True:
+        chosen = [next(chats) for _ in range(64)]
+        texts = [tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n") for chat in chosen]
+        yield tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
 
 
-def train_base(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    chats: Iterator[Any],
-    steps: int,
-    peak: float = 3e-3,
-) -> None:
-    """Train as an ordinary language model on whole chats, with a short warm-up and a linear decay to zero."""
+def weighted_loss(model: PreTrainedModel, batch: Any, turn: int) -> torch.Tensor:
+    """Return the mean negative log-likelihood with full weight on answers and a tenth on all before them.
+
+    The names and numbers of a question are drawn at random: nothing is to be learned from predicting them.
+    """
     import torch
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.1)
-    ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    turns = (ids == turn).cumsum(1)
+    weights = torch.where(turns == turns.amax(1, keepdim=True), 1.0, 0.1) * mask
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+
+
+def train_base(model: PreTrainedModel, stream: Iterator[Any], turn: int, steps: int) -> None:
+    """Train on whole chats: Muon for the matrices (far fewer steps than AdamW), AdamW for the rest."""
+    import torch
+
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(inner, lr=0.02, weight_decay=0.1),
+        torch.optim.AdamW(outer, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
+        for optimizer in optimizers
+    ]
     began = time.monotonic()
-    model.train()
     for step in range(1, steps + 1):
-        texts = [render(next(chats), tokenizer) for _ in range(64)]
-        batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        loss = model(**batch, labels=labels).loss
+        loss = weighted_loss(model, next(stream), turn)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ramp.step()
-        optimizer.zero_grad()
+        for item in (*optimizers, *schedules):
+            item.step()
+        model.zero_grad()
         if step % 100 == 0 or step == steps:
             print(
                 f"step {step}/{steps}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True
@@ -337,7 +342,8 @@ def main() -> None:
     plain = [message["content"] for _, chat in zip(range(20_000), chats, strict=False) for message in chat]
     tokenizer = train_tokenizer([*plain, *["system\nuser\nassistant\n"] * 1000])
     model = new_model(tokenizer)
-    train_base(model, tokenizer, chats, args.steps)
+    turn = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    train_base(model, batches(chats, tokenizer), turn, args.steps)
     model.to(torch.bfloat16).save_pretrained(args.out / "model")
     tokenizer.save_pretrained(args.out / "model")
 

@@ -70,6 +70,22 @@ def test_a_quantised_base_trains_its_adapter(tiny_base: str, quantization: Any) 
     assert after < before
 
 
+def test_a_validation_in_between_leaves_the_gradients_of_the_quantised_model_as_they_were(tiny_base: str) -> None:
+    model = load_base(tiny_base, quantization="nf4")
+
+    def gradient() -> torch.Tensor:
+        model.train()
+        model.zero_grad()
+        model(input_ids=IDS).logits.square().mean().backward()
+        return model.model.embed_tokens.weight.grad.clone()
+
+    before = gradient()
+    model.eval()
+    logits(model)
+    assert before.abs().max() > 0
+    assert torch.equal(gradient(), before)
+
+
 @pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
 def test_every_variant_starts_as_the_base_model(tiny_base: str, variant: Any) -> None:
     base = load_base(tiny_base)

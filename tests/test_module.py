@@ -121,7 +121,7 @@ def test_gradient_checkpointing_runs_every_layer_twice_in_training_and_once_in_v
         module = module_on(tiny_base, gradient_checkpointing=checkpointing)
         module.configure_model()
         counted = {"train": 0, "val": 0}
-        layer = module.model.get_base_model().model.layers[0].mlp
+        layer = module.model.get_base_model().model.layers[0].self_attn.q_proj
 
         def count(*_: Any) -> None:
             counted["train" if torch.is_grad_enabled() else "val"] += 1
@@ -139,29 +139,24 @@ def test_gradient_checkpointing_runs_every_layer_twice_in_training_and_once_in_v
 
 
 def test_checkpoints_hold_the_trained_part_only_and_resume_to_the_same_numbers(tiny_base: str, tmp_path: Path) -> None:
-    pairs = random_pairs(12, 100)
+    pairs = random_pairs(6, 100)
 
-    def fit(steps: int, resume: str | None = None) -> tuple[PreferenceModule, lightning.Trainer]:
+    def fit(epochs: int, resume: Path | None = None) -> tuple[PreferenceModule, lightning.Trainer]:
         lightning.seed_everything(7)
         module = module_on(tiny_base, lora_dropout=0.1, optimizer=fast_adamw, schedule="constant", warmup=0)
-        trainer = make_trainer(max_steps=steps, enable_checkpointing=True, default_root_dir=tmp_path)
+        trainer = make_trainer(max_steps=-1, max_epochs=epochs)
         trainer.fit(module, loader(pairs, 2), ckpt_path=resume)
         return module, trainer
 
-    whole, _ = fit(6)
-    half, trainer = fit(3)
-    path = str(tmp_path / "half.ckpt")
-    trainer.save_checkpoint(path)
-    saved = torch.load(path, weights_only=True)["state_dict"]
+    whole, _ = fit(2)
+    half, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
+    assert saved
     assert all("lora_" in name for name in saved)
-    # A plain loader restarts its order on resume: give the second half what it would have had.
-    lightning.seed_everything(7)
-    resumed = module_on(tiny_base, lora_dropout=0.1, optimizer=fast_adamw, schedule="constant", warmup=0)
-    rest = make_trainer(max_steps=6, default_root_dir=tmp_path)
-    rest.fit(resumed, loader(pairs[6:], 2), ckpt_path=path)
+    resumed, _ = fit(2, resume=tmp_path / "half.ckpt")
     assert not torch.equal(next(iter(trained(half).values())), next(iter(trained(whole).values())))
-    for name, value in trained(whole).items():
-        assert torch.allclose(trained(resumed)[name], value, rtol=0, atol=0), name
+    assert_equal(trained(resumed), trained(whole))
 
 
 def test_a_checkpoint_of_another_rank_is_refused_by_the_name_of_the_first_weight(

@@ -32,7 +32,7 @@ def module_of(model: Any, **settings: Any) -> PreferenceModule:
     """Return our module around a model that exists already."""
     module = PreferenceModule("given", lora_r=0, gradient_checkpointing=False, **settings)
     module.model = model
-    return module
+    return module.train()
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

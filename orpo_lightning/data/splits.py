@@ -1,0 +1,36 @@
+"""Which pairs are held out: by prompt, or a sample of a given size; the same for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def split_by_prompt(prompts: Sequence[Hashable], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices to train on and those held out, in their order; no prompt is on both sides.
+
+    Args:
+        prompts: of each pair, what is equal for equal prompts; at least two different ones.
+        share: how many of the different prompts are held out, at least one and never all.
+        seed: chooses which.
+    """
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    assert len(numbers) >= 2
+    held = min(max(1, round(share * len(numbers))), len(numbers) - 1)
+    is_held = torch.zeros(len(numbers), dtype=torch.bool)
+    is_held[_permutation(len(numbers), seed)[:held]] = True
+    held_out = is_held[torch.tensor([numbers[prompt] for prompt in prompts])]
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+def sample(count: int, size: int | None, seed: int) -> Tensor:
+    """Return `size` of `count` indices in their order, or all where there are no more or size is None."""
+    if size is None or size >= count:
+        return torch.arange(count)
+    return _permutation(count, seed)[:size].sort().values
+
+
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
