@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import transformers
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -38,7 +39,8 @@ _NOISE = (
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*treespec, LeafSpec.*",
-    ".*will not be saved in the state dict.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*is_gradient_checkpointing. is deprecated.*",
 )
 
 
@@ -168,6 +170,11 @@ class PreferenceCLI(LightningCLI):
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
 
+    def after_instantiate_classes(self) -> None:
+        """Keep Lightning's warning that data cannot be resumed for data modules of which it is true."""
+        if isinstance(self.datamodule, PreferenceDataModule):
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Build the Trainer with the run's callbacks, besides those of the configuration."""
         trainer_config = self._get(self.config_init, "trainer")
@@ -212,6 +219,8 @@ def _quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 def main(args: list[str] | None = None, model_class: Any = None, datamodule_class: Any = None) -> int:

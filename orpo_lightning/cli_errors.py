@@ -82,7 +82,7 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
 
 
 def _usage_line(error: BaseException) -> tuple[int, str]:
-    # Our code and the Trainer's raise ValueError for their users; one out of another library's depths is a fault.
+    # Our code and the Trainer's raise ValueError for their users; out of other libraries it is a fault.
     if isinstance(error, ValueError) and _raised_in(error) & {"orpo_lightning", "lightning"}:
         return UsageError.exit_code, str(error)
     if type(error).__name__ == "MisconfigurationException":

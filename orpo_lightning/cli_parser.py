@@ -38,8 +38,11 @@ class UniqueKeysConfigFile(ActionConfigFile):
         try:
             with open(values, encoding="utf-8") as file:
                 problems = list(duplicate_keys(yaml.compose(file, Loader=yaml.SafeLoader)))
-        except (OSError, ValueError, yaml.YAMLError):
-            problems = []  # not a file or not YAML: jsonargparse has the right words for that
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            problems = [f"not YAML: {error.problem or error.context} in line {line}"]
+        except (OSError, ValueError):
+            problems = []  # no such file, or not text: jsonargparse has the right words for that
         if problems:
             parser.error(f"{values}: {problems[0]}")
         super().__call__(parser, cfg, values, option_string)
@@ -67,12 +70,12 @@ def readable(message: str) -> str:
     if union:
         message = f"{message[: union.start()]} expected {union['types']}, found {union['value']}"
     message = re.sub(r'Parser key "([^"]+)"', r"\1", message)
-    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("NoneType", "null")
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", r"\1", message)
     message = re.sub(r"[Ee]xpected an? (.+?)\. Got value: ", r"expected \1, found ", message)
     message = re.sub(r"^Subcommand '\w+' does not accept option '([^']+)'", r"unknown key '\1'", message)
     message = re.sub(r"^Option '([^']+)' is not accepted", r"unknown key '\1'", message)
-    message = message.replace("unrecognized arguments:", "unknown argument")
+    message = message.replace("unrecognized arguments:", "unknown key")
     return one_line(_SUBCOMMAND_PREFIX.sub("", message))
 
 

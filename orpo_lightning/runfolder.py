@@ -57,7 +57,7 @@ def choose_checkpoint(folder: Path, resume: str, training: bool) -> tuple[Path |
             return newest, str(newest)
         if training:
             return None, f"nothing to resume in {folder}: starting from the base model"
-        raise CheckpointError(f"--resume auto: no checkpoint in {folder / CHECKPOINTS}: train, or give a path")
+        raise CheckpointError(f"--resume auto: no checkpoint in {folder / CHECKPOINTS}: train first")
     path = Path(resume).expanduser()
     if not path.is_file():
         there = f"; newest in {folder}: {newest}" if newest else ""

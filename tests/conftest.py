@@ -1,9 +1,11 @@
-"""Shared by all tests: nothing reaches a hub, two threads, quiet libraries."""
+"""Shared by all tests: nothing reaches a hub, one thread, quiet libraries."""
 
 from __future__ import annotations
 
 import os
 
+# One thread: on operations this small, waiting for a second one costs more than it computes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

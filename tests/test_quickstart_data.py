@@ -1,4 +1,4 @@
-"""The quickstart's pairs are what they claim to be, judged by code that shares nothing with their generator."""
+"""The quickstart's pairs are what they claim, judged by code that shares nothing with their generator."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "quickstart"
-DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
-MONTHS = ["january", "february", "march", "april", "may", "june"]
-MONTHS += ["july", "august", "september", "october", "november", "december"]
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 KINDS = {
     "animal": {"camel", "donkey", "goat", "horse", "monkey", "otter", "rabbit", "tiger", "wolf", "zebra"},
     "colour": {"black", "brown", "green", "indigo", "pink", "purple", "red", "violet", "white", "yellow"},
-    "fruit": {"apple", "apricot", "banana", "cherry", "fig", "grape", "lemon", "mango", "melon", "plum"},
+    "fruit": {"apple", "banana", "coconut", "fig", "grape", "mango", "melon", "pear", "quince", "strawberry"},
     "garment": {"coat", "dress", "glove", "hat", "jacket", "scarf", "shirt", "sock", "uniform", "vest"},
     "instrument": {
         "banjo",
@@ -34,8 +31,19 @@ KINDS = {
         "violin",
     },
     "tool": {"axe", "chisel", "drill", "hammer", "knife", "ladder", "rake", "saw", "shovel", "wrench"},
-    "tree": {"ash", "birch", "cedar", "elm", "juniper", "maple", "oak", "spruce", "willow", "yew"},
-    "vehicle": {"bicycle", "bus", "car", "ferry", "plane", "ship", "train", "tram", "truck", "van"},
+    "trade": {
+        "baker",
+        "barber",
+        "doctor",
+        "farmer",
+        "judge",
+        "lawyer",
+        "nurse",
+        "painter",
+        "pilot",
+        "teacher",
+    },
+    "vehicle": {"bicycle", "bus", "car", "ferry", "ship", "tractor", "train", "tram", "truck", "van"},
 }
 
 
@@ -47,10 +55,6 @@ def question(row: dict) -> str:
     return row["prompt"][0]["content"]
 
 
-def shift(table: list[str], start: str, steps: int) -> str:
-    return table[(table.index(start) + steps) % len(table)]
-
-
 def solve(prompt: str) -> tuple[str, tuple, str]:
     """Return skill, what is asked about (in an order-free form) and the right answer, in lower case."""
     text = prompt.lower()
@@ -60,9 +64,6 @@ def solve(prompt: str) -> tuple[str, tuple, str]:
     if found := re.search(r"(\d+) (?:plus|and|\+) (\d+)", text):
         a, b = sorted(map(int, found.groups()))
         return "add", (a, b), str(a + b)
-    if found := re.search(r"(\d+) (day|month)s? (after|before) (\w+)", text):
-        steps = int(found[1]) * (1 if found[3] == "after" else -1)
-        return "date", (found[4], steps), shift(DAYS if found[2] == "day" else MONTHS, found[4], steps)
     if found := re.search(r"(after|before) (\d+)\?", text):
         number = int(found[2])
         return "neighbour", (number,), str(number + (1 if found[1] == "after" else -1))
@@ -73,31 +74,28 @@ def solve(prompt: str) -> tuple[str, tuple, str]:
         words = found[1].split(", ")
         return "backwards", tuple(sorted(words)), ", ".join(reversed(words))
     a, b = sorted(re.search(r"(\w+) or (\w+)", text).groups())
-    if "alphabet" in text or "dictionary" in text:
-        return "alphabet", (a, b), b if "last" in text else a
     kind = next(words for name, words in KINDS.items() if re.search(rf"\ban? {name}\b", text))
     assert (a in kind) != (b in kind), prompt
     return "category", (a, b), a if a in kind else b
 
 
 def said(prompt: str, answer: str) -> str:
-    """Return the one thing an answer claims: what is left when the words that every answer may hold are gone."""
+    """Return the one thing an answer claims."""
     skill, asked, _ = solve(prompt)
     text = answer.lower().rstrip(".")
     if skill == "backwards":
         return ", ".join(re.findall(r"\w+", text)[-3:])
-    if skill == "date":
-        return next(word for word in reversed(re.findall(r"\w+", text)) if word in DAYS + MONTHS)
     if skill == "count":
         return next(word for word in re.findall(r"\w+", text) if word in NUMBERS)
-    if skill in {"alphabet", "category"}:
+    if skill == "category":
         return next(word for word in re.findall(r"\w+", text) if word in asked)
     return re.findall(r"\d+", text)[-1]
 
 
 def gapped(answer: str, claim: str) -> str:
-    """Return the answer with a gap where its claim stood last: a number may also be quoted from the question."""
-    before, _, after = answer.lower().rpartition(claim)
+    """Return the answer with a gap where its claim stood."""
+    # The last place that holds it, as a sum may also quote the question; whole words, as "hat" is in "that".
+    before, after = re.fullmatch(rf"(.*)\b{claim}\b(.*)", answer.lower()).groups()
     return f"{before}_{after}"
 
 
@@ -123,9 +121,9 @@ def test_rows_are_single_turn_chats(name: str) -> None:
 
 
 def test_sizes_and_balance_of_skills() -> None:
-    for name, per_skill in (("train", 375), ("heldout", 50)):
+    for name, per_skill in (("train", 500), ("heldout", 70)):
         skills = Counter(solve(question(row))[0] for row in read(name))
-        assert len(skills) == 8
+        assert len(skills) == 6
         assert set(skills.values()) == {per_skill}
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
     assert size < 4_000_000
@@ -153,14 +151,13 @@ def test_length_does_not_tell_which_answer_is_right(name: str) -> None:
 
 
 def test_the_place_of_the_right_answer_in_the_question_does_not_tell() -> None:
-    rows = [row for row in read("train") if solve(question(row))[0] in {"compare", "alphabet", "category"}]
-    last = [
-        question(row).lower().rstrip("?.").endswith(solve(question(row))[2])
-        for row in rows
-        if re.search(r"(or|and) \w+\W?$", question(row))
-    ]
-    assert len(last) > 800
-    assert 0.45 <= sum(last) / len(last) <= 0.55
+    rows = [row for row in read("train") if solve(question(row))[0] in {"compare", "category"}]
+    firsts = []
+    for row in rows:
+        _, asked, right = solve(question(row))
+        places = {str(item): re.search(rf"\b{item}\b", question(row)).start() for item in asked}
+        firsts.append(places[right] == min(places.values()))
+    assert 0.45 <= sum(firsts) / len(firsts) <= 0.55
 
 
 def test_generator_gives_the_committed_pairs() -> None:

@@ -18,7 +18,8 @@ from orpo_lightning.batching.padded import count_targets
 FILLER = -1
 """Stands in a plan where a rank has no pair left but must run a micro-batch: a pair without weight."""
 
-Collate = Callable[[Sequence[TokenizedPair], Normalisers | None], PairBatch]
+Collate = Callable[..., PairBatch]
+"""Called with pairs and `normalisers=`: a layout of orpo_lightning.batching, its other arguments bound."""
 
 
 class StepTotals(NamedTuple):
@@ -222,9 +223,9 @@ class _CollatePlanned:
         self.collate = collate
 
     def __call__(self, planned: PlannedPairs) -> PairBatch:
-        if planned.totals is None:
-            return self.collate(planned.pairs, None)
-        return self.collate(planned.pairs, Normalisers(*map(torch.tensor, map(float, planned.totals))))
+        totals = planned.totals
+        normalisers = None if totals is None else Normalisers(*map(torch.tensor, map(float, totals)))
+        return self.collate(planned.pairs, normalisers=normalisers)
 
 
 class Loader(DataLoader[TokenizedPair]):
@@ -233,7 +234,7 @@ class Loader(DataLoader[TokenizedPair]):
     Args:
         pairs: what the plan's indices point into.
         plan: the batch sampler.
-        collate: pairs and normalisers → PairBatch; picklable.
+        collate: makes a batch of pairs; picklable.
         num_workers: worker processes; 0 loads in this one.
         pin_memory: copy batches to pinned memory, for a faster way to a GPU.
     """

@@ -43,7 +43,7 @@ class RunHeader(lightning.Callback):
         """Say so where a resumed run had nothing left to do."""
         if not self._printed and trainer.is_global_zero:
             log.info(
-                "nothing left to train: %d steps are done, trainer.max_steps is %s and trainer.max_epochs %s",
+                "nothing left to train: %d steps are done (trainer.max_steps %s, trainer.max_epochs %s)",
                 trainer.global_step,
                 trainer.max_steps,
                 trainer.max_epochs,
@@ -74,14 +74,14 @@ def model_rows(module: Any) -> dict[str, str]:
 def data_rows(trainer: Any) -> dict[str, str]:
     """Return how many pairs each split keeps and drops, and why; nothing for a foreign data module."""
     report = getattr(getattr(trainer, "datamodule", None), "report", None)
-    return {} if report is None else {split: text for split, text in report().items()}
+    return {} if report is None else {split: str(held) for split, held in report().items()}
 
 
 def step_rows(trainer: Any) -> dict[str, str]:
     """Return the counts of optimizer steps and of the pairs in each."""
     accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
-    total = trainer.estimated_stepping_batches  # sets up the training data, which the next line needs
-    batches = trainer.num_training_batches
+    trainer.fit_loop.setup_data()  # a sanity check comes before it, and the number of batches after it
+    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     per_epoch = math.ceil(batches / accumulate) if batches != float("inf") else "unknown"
     rows = {"steps": f"{total} in all, {per_epoch} per pass over the data"}
     batch_size = getattr(trainer.train_dataloader, "batch_size", None)

@@ -1,13 +1,14 @@
-"""Tokenised pairs on disk: made once, found again by what they were made from, read without loading them whole."""
+"""Tokenised pairs on disk: made once, found again by what they were made from, and memory-mapped."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -17,13 +18,17 @@ from torch import Tensor
 
 from orpo_lightning.batching.base import TokenizedPair
 from orpo_lightning.data import records, token_rules, tokenization
-from orpo_lightning.data.tokenization import Dropped, TokenizedRecords
-from orpo_lightning.errors import SurroundingsError
+from orpo_lightning.data.records import to_records
+from orpo_lightning.data.sources import Rows
+from orpo_lightning.data.tokenization import Dropped, TokenizedRecords, tokenize_records
+from orpo_lightning.errors import DataError, SurroundingsError
 
 
 class TableInfo(NamedTuple):
     """What is known of a tokenised source as a whole."""
 
+    source: str
+    """What the user calls it."""
     fingerprint: str
     """A hash of all token ids: the same for the same training data, wherever and however it is stored."""
     dropped: dict[str, Dropped]
@@ -88,71 +93,89 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "orpo_lightning"
 
 
-def cache_key(content: str, tokenizer: Any, settings: dict[str, Any]) -> str:
-    """Return the name of the cache of rows with that fingerprint under that tokenizer and those settings.
+def open_table(rows: Rows, tokenizer: Any, limits: dict[str, Any], folder: Path) -> PairTable:
+    """Return the tokenised pairs of a source, from the folder where they are there already.
+
+    Args:
+        rows: the source.
+        tokenizer: of `transformers`.
+        limits: `max_length`, `max_prompt_length` and `overlong` of `tokenize_records`.
+        folder: holds all caches.
+
+    Raises:
+        DataError: the source cannot be used, or no pair of it.
+        UsageError: the tokenizer does not fit the data.
+        SurroundingsError: the folder cannot be written.
+    """
+    entry = folder / cache_key(rows, tokenizer, limits)
+    table = _load(entry)
+    if table is None:
+        found = to_records(rows.read(), rows.source)
+        made = tokenize_records(found, tokenizer, **limits, name=rows.source)
+        if not made.lengths:
+            reasons = ", ".join(f"{pairs} {reason}" for reason, (pairs, _) in made.dropped.items())
+            raise DataError(f"{rows.source}: no usable pair is left; dropped: {reasons}")
+        table = _store(entry, rows.source, made)
+    return table
+
+
+def cache_key(rows: Rows, tokenizer: Any, limits: dict[str, Any]) -> str:
+    """Return the name of the cache of these rows under that tokenizer and those limits.
 
     The rules' own source is a part of it: after they change, no old tokens are found.
     """
-    parts = [content, _tokenizer_state(tokenizer), json.dumps(settings, sort_keys=True)]
-    parts += [Path(module.__file__).read_text("utf-8") for module in (records, token_rules, tokenization)]
-    return hashlib.sha256("\0".join(hashlib.sha256(part.encode()).hexdigest() for part in parts).encode()).hexdigest()
+    rules = [inspect.getsource(module) for module in (records, token_rules, tokenization)]
+    parts = [rows.source, rows.fingerprint, _tokenizer_state(tokenizer), limits, rules]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _tokenizer_state(tokenizer: Any) -> str:
+def _tokenizer_state(tokenizer: Any) -> list[Any]:
     """Return everything that decides what a tokenizer and its template make of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    tokens = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
-    added = {i: repr(token) for i, token in sorted(tokenizer.added_tokens_decoder.items())}
-    return json.dumps([type(tokenizer).__name__, state, tokens, added, tokenizer.chat_template])
+    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # Not decisions: what the last call asked for, and a call may lie between two runs' looks here.
+    state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.all_special_ids]
+    added = [repr(item) for item in sorted(tokenizer.added_tokens_decoder.items())]
+    return [type(tokenizer).__name__, state, ids, added, tokenizer.chat_template]
 
 
-def cached_table(folder: Path, key: str, make: Callable[[], TokenizedRecords]) -> PairTable:
-    """Return the table stored under `key`; make and store it first where there is none, or a damaged one.
-
-    Raises:
-        SurroundingsError: the folder cannot be written.
-    """
-    entry = folder / key[:32]
-    table = _load(entry)
-    if table is not None:
-        return table
-    made = make()
+def _store(entry: Path, source: str, made: TokenizedRecords) -> PairTable:
+    """Write everything beside the final place and move it there, so that a kill leaves all or nothing."""
+    tokens = np.frombuffer(made.tokens, dtype=np.int32)
+    lengths = np.frombuffer(made.lengths, dtype=np.int64).reshape(-1, 3)
+    digest = hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()
+    info = TableInfo(source, digest, made.dropped, made.stop_tokens, made.cut_answers)
     try:
-        _store(entry, made)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=entry.parent) as name:
+            temporary = Path(name) / entry.name
+            temporary.mkdir()
+            np.save(temporary / "tokens.npy", tokens)
+            np.save(temporary / "lengths.npy", lengths)
+            (temporary / "info.json").write_text(json.dumps(info._asdict()), encoding="utf-8")
+            _put(temporary, entry)
     except OSError as error:
         raise SurroundingsError(
-            f"{folder}: cannot store the tokenised pairs: {error.strerror or error}; set data.cache_dir to "
-            "a folder that can be written"
+            f"{entry.parent}: cannot store the tokenised pairs: {error.strerror or error}; "
+            "free space there, or set data.cache_dir to another folder"
         ) from error
     table = _load(entry)
     assert table is not None
     return table
 
 
-def _store(entry: Path, made: TokenizedRecords) -> None:
-    """Write everything beside the final place and move it there, so that a kill leaves all or nothing."""
-    tokens = np.frombuffer(made.tokens, dtype=np.int32) if made.tokens else np.zeros(0, np.int32)
-    lengths = np.array(made.lengths, dtype=np.int64).reshape(-1, 3)
-    digest = hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()
-    info = TableInfo(digest, made.dropped, made.stop_tokens, made.cut_answers)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+def _put(temporary: Path, entry: Path) -> None:
+    for file in temporary.iterdir():
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    if entry.exists() and _load(entry) is None:
+        shutil.rmtree(entry)  # damaged
     try:
-        np.save(temporary / "tokens.npy", tokens)
-        np.save(temporary / "lengths.npy", lengths)
-        (temporary / "info.json").write_text(json.dumps(info._asdict()), encoding="utf-8")
-        for file in temporary.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        if entry.exists() and _load(entry) is None:
-            shutil.rmtree(entry)
         os.replace(temporary, entry)
     except OSError:
         if _load(entry) is None:  # else another process was faster, with the same tokens
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _load(entry: Path) -> PairTable | None:
@@ -160,9 +183,9 @@ def _load(entry: Path) -> PairTable | None:
     try:
         info = json.loads((entry / "info.json").read_text(encoding="utf-8"))
         lengths = torch.from_numpy(np.load(entry / "lengths.npy"))
-        # numpy refuses to map an empty array.
-        tokens = np.load(entry / "tokens.npy", mmap_mode="r" if len(lengths) else None)
+        tokens = np.load(entry / "tokens.npy", mmap_mode="r")
         known = TableInfo(
+            info["source"],
             info["fingerprint"],
             {reason: Dropped(*dropped) for reason, dropped in info["dropped"].items()},
             {int(token): count for token, count in info["stop_tokens"].items()},

@@ -12,13 +12,18 @@ from lightning import LightningDataModule
 
 from orpo_lightning.batching.padded import pad_pairs
 from orpo_lightning.batching.sampler import Loader, PlannedSampler, SortedSampler
-from orpo_lightning.data.cache import PairTable, cache_key, cached_table, default_cache_dir
-from orpo_lightning.data.records import to_records
-from orpo_lightning.data.report import SplitReport
-from orpo_lightning.data.sources import read_rows, rows_fingerprint, source_fingerprint
+from orpo_lightning.data.cache import PairTable, default_cache_dir, open_table
+from orpo_lightning.data.checks import (
+    refuse_impossible_limits,
+    refuse_other_run,
+    refuse_small,
+    share_or_source,
+)
+from orpo_lightning.data.report import SplitReport, make_report
+from orpo_lightning.data.sources import Rows, read_rows, rows_fingerprint, source_fingerprint
 from orpo_lightning.data.splits import sample, split_by_prompt
-from orpo_lightning.data.tokenization import load_tokenizer, tokenize_records
-from orpo_lightning.errors import CheckpointError, DataError, UsageError
+from orpo_lightning.data.tokenization import load_tokenizer
+from orpo_lightning.errors import DataError, UsageError
 
 Split = Literal["train", "validation", "test"]
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
@@ -80,7 +85,7 @@ class PreferenceDataModule(LightningDataModule):
         """Remember the arguments; nothing is read before `prepare_data`."""
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.train, self.validation, self.test = train, _share_or_source(validation), test
+        self.train, self.validation, self.test = train, share_or_source(validation), test
         self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
         self.chat_template = chat_template
         self.max_length, self.max_prompt_length, self.overlong = max_length, max_prompt_length, overlong
@@ -95,7 +100,10 @@ class PreferenceDataModule(LightningDataModule):
         self._tables: dict[Split, PairTable | None] = {}
         self._position: dict[str, Any] | None = None
         self._loader: Loader | None = None
-        self._refuse_impossible()
+        refuse_impossible_limits(max_length, max_prompt_length, overlong)
+        refuse_small(1, batch_size=batch_size, validation_batch_size=validation_batch_size)
+        refuse_small(1, validation_size=validation_size)
+        refuse_small(0, num_workers=num_workers)
 
     @cached_property
     def processor(self) -> Any:
@@ -125,15 +133,16 @@ class PreferenceDataModule(LightningDataModule):
         """Tokenise into the cache, in one process of each machine."""
         stage = None if self.trainer is None else self.trainer.state.fn
         for split in _SPLITS_OF.get(stage, ()):
-            self._table(self._origin(split))
+            self._table("train" if split == "validation" and isinstance(self.validation, float) else split)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenised pairs of a stage; make them first where nobody has."""
         splits = _SPLITS_OF.get(stage, ())
         if "train" in splits:
-            self.train_dataset = self._train_pairs()
-        if "validation" in splits:
-            self.validation_dataset = self._validation_pairs()
+            self.train_dataset = self._sides[0]
+        held_out = self._held_out() if "validation" in splits else None
+        if held_out is not None:
+            self.validation_dataset = held_out.select(sample(len(held_out), self.validation_size, self.seed))
         if "test" in splits:
             self.test_dataset = self._table("test")
 
@@ -142,27 +151,20 @@ class PreferenceDataModule(LightningDataModule):
         if self.train_dataset is None:
             raise UsageError("data.train is not set; name a file or a hub id")
         self._require_own_sampler()
+        plan = PlannedSampler(self.train_dataset.lengths, **self._plan(), rank=self._rank())
         if self._position is not None:
-            self._refuse_other_run(self._position)
-        # Overfitting on the first batches needs the same ones in every epoch.
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0
-        plan = PlannedSampler(
-            self.train_dataset.lengths,
-            **self._step_shape(),
-            rank=self._rank(),
-            shuffle=self.shuffle and not overfits,
-            seed=self.seed,
-        )
-        if self._position is not None:
+            refuse_other_run(self._position, self._whereabouts())
             plan.resume_at(self._position["epoch"], self._position["seen"])
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Return this rank's batches of validation, or nothing where there is no validation data."""
-        if self.validation_dataset is None and self.trainer is not None and self.trainer.state.fn == "validate":
+        if self.validation_dataset is not None:
+            return self._sorted_loader(self.validation_dataset)
+        if self.trainer is not None and self.trainer.state.fn == "validate":
             raise UsageError("data.validation is not set; name a file or a hub id")
-        return [] if self.validation_dataset is None else self._sorted_loader(self.validation_dataset)
+        return []
 
     def test_dataloader(self) -> Loader:
         """Return this rank's batches of the test."""
@@ -171,113 +173,115 @@ class PreferenceDataModule(LightningDataModule):
         return self._sorted_loader(self.test_dataset)
 
     def report(self) -> dict[str, SplitReport]:
-        """Return what each split that is set up holds and lacks."""
-        open_splits = {
+        """Return what each split that is set up holds, and what was left out."""
+        tables = {
             "train": self.train_dataset,
             "validation": self.validation_dataset,
             "test": self.test_dataset,
         }
-        return {
-            split: self._report(split, table) for split, table in open_splits.items() if table is not None
-        }
+        opened = ((name, table) for name, table in tables.items() if table is not None)
+        return {name: make_report(table, self.processor) for name, table in opened}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands in the data, and in which data."""
-        if self._loader is None or self.train_dataset is None:
+        if self._loader is None:
             return {}
         plan, seen = self._loader.plan, self._loader.seen
         assert isinstance(plan, PlannedSampler)
-        length = len(plan) if self.trainer is None else min(len(plan), self.trainer.num_training_batches)
-        position = {"epoch": plan.epoch + 1, "seen": 0} if seen >= length else {"epoch": plan.epoch, "seen": seen}
-        return {**position, "fingerprint": self.train_dataset.fingerprint(), **self._step_shape()}
+        limit = len(plan) if self.trainer is None else min(len(plan), self.trainer.num_training_batches)
+        is_over = seen >= limit
+        return {
+            "epoch": plan.epoch + 1 if is_over else plan.epoch,
+            "seen": 0 if is_over else seen,
+            **self._whereabouts(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there when training begins.
+        """Let training go on from there.
 
         Raises:
-            CheckpointError: the checkpoint was made with other data, or its place cannot be found in this run.
+            CheckpointError: the checkpoint is of other data, or its place cannot be found in this run.
         """
         if self.train_dataset is not None:
-            self._refuse_other_run(state_dict)
+            refuse_other_run(state_dict, self._whereabouts())
         self._position = state_dict
 
     def teardown(self, stage: str | None = None) -> None:
         """Forget the checkpoint's position: another `fit` begins at the beginning."""
         self._position = None
 
-    def _train_pairs(self) -> PairTable | None:
+    @cached_property
+    def _sides(self) -> tuple[PairTable | None, PairTable | None]:
+        """Return what of `train` is trained on and what is held out."""
         table = self._table("train")
-        return table if table is None or not self._shares() else table.select(self._sides(table)[0])
-
-    def _validation_pairs(self) -> PairTable | None:
-        table = self._table(self._origin("validation"))
-        if table is None:
-            return None
-        held_out = table.select(self._sides(table)[1]) if self._shares() else table
-        return held_out.select(sample(len(held_out), self.validation_size, self.seed))
-
-    def _shares(self) -> bool:
-        return isinstance(self.validation, float)
-
-    def _origin(self, split: Split) -> Split:
-        """Return the split whose rows a split is made of."""
-        return "train" if split == "validation" and self._shares() else split
-
-    def _sides(self, table: PairTable) -> tuple[torch.Tensor, torch.Tensor]:
+        if table is None or not isinstance(self.validation, float):
+            return table, None
         prompts = [table.prompt_key(index) for index in range(len(table))]
         if len(set(prompts)) < 2:
-            raise DataError(f"{self.train}: has one prompt only; data.validation: {self.validation} needs two")
-        assert isinstance(self.validation, float)
-        return split_by_prompt(prompts, self.validation, self.seed)
+            raise DataError(f"{table.info.source}: all pairs have the same prompt, so none can be held out")
+        kept, held_out = split_by_prompt(prompts, self.validation, self.seed)
+        return table.select(kept), table.select(held_out)
+
+    def _held_out(self) -> PairTable | None:
+        return self._sides[1] if isinstance(self.validation, float) else self._table("validation")
 
     def _table(self, split: Split) -> PairTable | None:
-        """Return all usable pairs of a source, from the cache where they are in it; None: there is no such split."""
+        """Return all usable pairs of a split's source; None where there is no such split."""
         if split not in self._tables:
-            self._tables[split] = self._open(split)
+            rows = self._rows(split)
+            limits = {key: getattr(self, key) for key in ("max_length", "max_prompt_length", "overlong")}
+            self._tables[split] = rows and open_table(rows, self.processor, limits, self.cache_dir)
         return self._tables[split]
 
-    def _open(self, split: Split) -> PairTable | None:
-        source = getattr(self, split)
+    def _rows(self, split: Split) -> Rows | None:
         if type(self).load_rows is not PreferenceDataModule.load_rows:
             rows = list(self.load_rows(split))
-            if not rows:
-                return None
-            source, content = f"{type(self).__name__}.load_rows({split!r})", rows_fingerprint(rows)
-        elif isinstance(source, str):
-            rows, content = None, source_fingerprint(source)
-        else:
+            name = f"{type(self).__name__}.load_rows({split!r})"
+            return Rows(name, rows_fingerprint(rows), lambda: rows) if rows else None
+        source = getattr(self, split)
+        if not isinstance(source, str):
             return None
-        settings = {
-            "max_length": self.max_length,
-            "max_prompt_length": self.max_prompt_length,
-            "overlong": self.overlong,
-        }
-
-        def make() -> TokenizedRecords:
-            found = to_records(self.load_rows(split) if rows is None else rows, source)
-            return tokenize_records(found, self.processor, **settings, name=split)
-
-        table = cached_table(self.cache_dir, cache_key(content, self.processor, settings), make)
-        if len(table) == 0:
-            reasons = ", ".join(f"{dropped.pairs} {reason}" for reason, dropped in table.info.dropped.items())
-            raise DataError(f"{source}: no pair is left to use: {reasons}")
-        return table
+        return Rows(source, source_fingerprint(source), lambda: self.load_rows(split))
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
-        tokenizer = self.processor
-        known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
-        collate = partial(_collate, pad_id=next(known, 0))
-        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        known = (self.processor.pad_token_id, self.processor.eos_token_id, 0)
+        collate = partial(pad_pairs, pad_id=next(token for token in known if token is not None))
+        on_gpu = torch.cuda.is_available()
+        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
 
     def _sorted_loader(self, pairs: PairTable) -> Loader:
         self._require_own_sampler()
-        plan = SortedSampler(
-            pairs.lengths,
-            batch_size=self.validation_batch_size,
-            world_size=self._step_shape()["world_size"],
-            rank=self._rank(),
-        )
+        size, world_size = self.validation_batch_size, self._plan()["world_size"]
+        plan = SortedSampler(pairs.lengths, batch_size=size, world_size=world_size, rank=self._rank())
         return self._loader_of(pairs, plan)
 
     def _rank(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _plan(self) -> dict[str, Any]:
+        """Return what decides which micro-batch comes when, but for rank and epoch."""
+        trainer = self.trainer
+        # Overfitting on the first batches needs the same ones in every epoch.
+        overfits = bool(getattr(trainer, "overfit_batches", 0))
+        return {
+            "batch_size": self.batch_size,
+            "accumulate": 1 if trainer is None else trainer.accumulate_grad_batches,
+            "world_size": 1 if trainer is None else trainer.world_size,
+            "shuffle": self.shuffle and not overfits,
+            "seed": self.seed,
+        }
+
+    def _whereabouts(self) -> dict[str, Any]:
+        """Return what must be the same where a run goes on: the data and the plan."""
+        assert self.train_dataset is not None
+        data = {"source": self.train_dataset.info.source, "fingerprint": self.train_dataset.fingerprint()}
+        return data | self._plan()
+
+    def _require_own_sampler(self) -> None:
+        """Stop before Lightning replaces the plan, after which ranks would no longer agree on their steps."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        if self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UsageError(
+                "trainer.use_distributed_sampler must be false: this data module shares out the pairs itself"
+            )

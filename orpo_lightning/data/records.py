@@ -117,7 +117,7 @@ def _conversational(row: Mapping[str, Any], where: str) -> PreferenceRecord:
     if len(chosen) != len(rejected):
         raise DataError(
             f"{where}: chosen and rejected answer different prompts: "
-            f"{len(chosen) - 1} turns before the chosen answer, {len(rejected) - 1} before the rejected one"
+            f"turns before the answer: {len(chosen) - 1} (chosen), {len(rejected) - 1} (rejected)"
         )
     if len(chosen) == 1:
         raise DataError(f"{where}: no turn before the answer; expected a prompt or whole conversations")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from orpo_lightning.data.cache import PairTable
 from orpo_lightning.data.tokenization import Dropped
 
 
@@ -33,3 +35,17 @@ class SplitReport:
             reasons = (f"{d.pairs:,} {reason} (first {d.first[0]})" for reason, d in self.dropped.items())
             parts.append(f"dropped: {', '.join(reasons)}")
         return "; ".join(parts)
+
+
+def make_report(table: PairTable, tokenizer: Any) -> SplitReport:
+    """Return what is in a table and what was dropped from its source."""
+    prompt, chosen, rejected = table.lengths.sum(dim=0).tolist()
+    info = table.info
+    return SplitReport(
+        source=info.source,
+        pairs=len(table),
+        tokens={"prompt": prompt, "chosen": chosen, "rejected": rejected},
+        dropped=info.dropped,
+        stop_tokens={tokenizer.convert_ids_to_tokens(token): n for token, n in info.stop_tokens.items()},
+        cut_answers=info.cut_answers,
+    )

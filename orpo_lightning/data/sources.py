@@ -32,6 +32,15 @@ class Row(dict[str, Any]):
         self.where = where
 
 
+class Rows(NamedTuple):
+    """Rows that are read when they are needed, and a hash that tells whether they are still the same."""
+
+    source: str
+    """What a user calls them."""
+    fingerprint: str
+    read: Callable[[], Iterable[Mapping[str, Any]]]
+
+
 def locate(source: str) -> Path | HubName:
     """Tell a file from a hub id; an existing file wins.
 
@@ -187,7 +196,7 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         hint = " (cut off?)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
-        raise DataError(f"{where}: is not JSON: {error.msg} at character {error.pos}{hint}") from None
+        raise DataError(f"{where}: is not JSON: {error.msg}, character {error.pos}{hint}") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{where}: is not usable JSON: {_first_line(error)}") from None
 

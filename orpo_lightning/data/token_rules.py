@@ -125,7 +125,7 @@ class StopRule:
             if answer[position] in self.special:
                 return answer[: position + 1]
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("data.tokenizer: it has no EOS token, and the answers end with none of their own")
+            raise UsageError("data.tokenizer: it has no EOS token, and the answers end with no other stop")
         return [*answer, self.tokenizer.eos_token_id]
 
     def is_empty(self, pair: TokenizedPair) -> bool:

@@ -1,0 +1,104 @@
+"""Imports point down or sideways between the floors of the package, never up."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "orpo_lightning"
+# A module's floor is that of its longest prefix here. Floor 0 is pure: standard library and torch only.
+FLOORS = {
+    "errors": 0,
+    "hardware": 0,
+    "logps": 0,
+    "batching": 0,
+    "objectives": 0,
+    "data": 1,
+    "data.records": 0,
+    "data.datamodule": 2,
+    "modeling": 1,
+    "initialization": 1,
+    "scoring": 1,
+    "schedules": 1,
+    "galore": 1,
+    "metrics": 2,
+    "module": 2,
+    "callbacks": 2,
+    "runfolder": 3,
+    "cli": 3,
+    "cli_errors": 3,
+    "cli_fill": 3,
+    "cli_parser": 3,
+    "commands": 3,
+    "__main__": 4,
+}
+LIGHTNING_FROM = 2
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def floor(name: str) -> int | None:
+    while name not in FLOORS and "." in name:
+        name = name.rpartition(".")[0]
+    return FLOORS.get(name)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the full names of all modules and members that a file imports, wherever in it; type checks aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def of_package(name: str) -> str | None:
+    return name.removeprefix("orpo_lightning.") if name.startswith("orpo_lightning.") else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_stands_on_a_floor(path: Path) -> None:
+    assert module_name(path) == "" or floor(module_name(path)) is not None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_import_points_up(path: Path) -> None:
+    own = floor(module_name(path))
+    if own is None:  # the package itself, which hands out its members lazily
+        return
+    inner = {name for name in map(of_package, imported(path)) if name}
+    up = {name for name in inner if (floor(name) or 0) > own}
+    assert not up, f"floor {own} imports from above: {sorted(up)}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if floor(module_name(path)) == 0], ids=module_name
+)
+def test_the_ground_floor_imports_the_standard_library_and_torch_alone(path: Path) -> None:
+    import sys
+
+    outer = {name.partition(".")[0] for name in imported(path)} - {"orpo_lightning"}
+    assert outer <= {*sys.stdlib_module_names, "torch"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_lightning_is_imported_from_floor_two_up_and_never_by_its_other_name(path: Path) -> None:
+    outer = {name.partition(".")[0] for name in imported(path)}
+    assert "pytorch_lightning" not in outer
+    if (floor(module_name(path)) or 0) < LIGHTNING_FROM:
+        assert "lightning" not in outer
+
+
+def test_the_check_sees_an_import_that_points_up(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text("def f():\n    from orpo_lightning.module import PreferenceModule\n")
+    assert [floor(of_package(name) or "") for name in imported(file)] == [2]

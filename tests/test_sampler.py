@@ -1,0 +1,228 @@
+"""The plan of a run: every pair once, whole optimizer steps with known totals, however a step is split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+
+from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.padded import pair_lengths
+from orpo_lightning.batching.sampler import (
+    FILLER,
+    Loader,
+    PlannedBatch,
+    PlannedSampler,
+    SortedSampler,
+    StepTotals,
+    deal,
+)
+
+# Pair i has i % 4 + 1 prompt, i % 3 + 1 chosen and i % 2 + 1 rejected tokens, so its scored tokens are
+# i % 4 of the prompt and i % 3 + 1 of the chosen answer; its first chosen token is 100 + i.
+PAIRS = [TokenizedPair([1] * (i % 4 + 1), [100 + i] * (i % 3 + 1), [3] * (i % 2 + 1)) for i in range(13)]
+LENGTHS = pair_lengths(PAIRS)
+
+
+def plan(count: int = 13, **settings: Any) -> PlannedSampler:
+    return PlannedSampler(LENGTHS[:count], **({"batch_size": 2} | settings))
+
+
+def all_ranks(count: int = 13, epoch: int = 0, **settings: Any) -> list[list[PlannedBatch]]:
+    samplers = [plan(count, rank=rank, **settings) for rank in range(settings.get("world_size", 1))]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    return [list(sampler) for sampler in samplers]
+
+
+def indices(batches: list[PlannedBatch]) -> list[int]:
+    return list(chain.from_iterable(batch.indices for batch in batches))
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_epoch_has_every_pair_once_and_equally_many_micro_batches_on_every_rank(
+    count: int, batch_size: int, world_size: int, accumulate: int
+) -> None:
+    settings = {"batch_size": batch_size, "world_size": world_size, "accumulate": accumulate}
+    ranks = all_ranks(count, **settings)
+    assert sorted(set(indices(list(chain(*ranks)))) - {FILLER}) == list(range(count))
+    assert Counter(indices(list(chain(*ranks))))[FILLER] < world_size
+    for batches in ranks:
+        assert len(batches) == len(plan(count, **settings))
+        assert all(1 <= len(batch.indices) <= batch_size for batch in batches)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world_size"), [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]
+)
+def test_a_step_holds_the_same_pairs_and_totals_however_it_is_split(
+    batch_size: int, accumulate: int, world_size: int, epoch: int
+) -> None:
+    def steps(**settings: Any) -> list[tuple[list[int], StepTotals | None]]:
+        ranks = all_ranks(epoch=epoch, **settings)
+        found = []
+        for first in range(0, len(ranks[0]), settings["accumulate"]):
+            window = [batch for rank in ranks for batch in rank[first : first + settings["accumulate"]]]
+            assert len({batch.totals for batch in window}) == 1
+            found.append((sorted(set(indices(window)) - {FILLER}), window[0].totals))
+        return found
+
+    split = steps(batch_size=batch_size, accumulate=accumulate, world_size=world_size)
+    assert split == steps(batch_size=4, accumulate=1, world_size=1)
+    assert [len(pairs) for pairs, _ in split] == [4, 4, 4, 1]
+    for pairs, totals in split:
+        assert totals == (len(pairs), sum(i % 4 for i in pairs), sum(i % 3 + 1 for i in pairs))
+
+
+def test_a_pair_without_an_answer_counts_in_no_total() -> None:
+    pairs = [TokenizedPair([1, 1, 1], [2, 2], [3]), TokenizedPair([1, 1, 1], [2, 2], [])]
+    (batch,) = PlannedSampler(pair_lengths(pairs), batch_size=2)
+    assert batch.totals == StepTotals(pairs=1, prompt_tokens=2, completion_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch_size", "world_size", "expected"),
+    [
+        (5, 2, 1, [[0, 1], [2, 3], [4]]),
+        (5, 2, 2, [[0, 1], [2], [3], [4]]),
+        (7, 4, 2, [[0, 1, 2, 3], [4, 5, 6]]),
+        (1, 2, 2, [[0], [FILLER]]),
+        (3, 1, 2, [[0], [1], [2], [FILLER]]),
+    ],
+)
+def test_a_short_step_is_dealt_evenly_and_filled_only_where_pairs_run_out(
+    pairs: int, batch_size: int, world_size: int, expected: list[list[int]]
+) -> None:
+    assert deal(torch.arange(pairs), batch_size=batch_size, world_size=world_size) == expected
+
+
+def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    (first,) = all_ranks(seed=7, epoch=3)
+    torch.manual_seed(1)
+    assert all_ranks(seed=7, epoch=3) == [first]
+    assert indices(first) != indices(all_ranks(seed=7, epoch=4)[0])
+    assert indices(first) != indices(all_ranks(seed=8, epoch=3)[0])
+    assert indices(first) != indices(all_ranks(seed=8, epoch=2)[0])
+
+
+def test_the_epoch_is_set_through_the_sampler_that_lightning_looks_for() -> None:
+    sampler = plan()
+    before = list(sampler)
+    sampler.sampler.set_epoch(1)
+    assert list(sampler) != before
+
+
+def test_without_shuffling_pairs_keep_their_order_in_every_epoch() -> None:
+    for epoch in (0, 1):
+        (batches,) = all_ranks(shuffle=False, accumulate=3, epoch=epoch)
+        assert [batch.indices for batch in batches[:2]] == [[0, 1], [2, 3]]
+        assert indices(batches) == list(range(13))
+
+
+def test_with_shuffling_the_pairs_of_a_step_come_longest_first() -> None:
+    (batches,) = all_ranks(accumulate=3)
+    longest = (LENGTHS[:, 0] + LENGTHS[:, 1:].amax(1)).tolist()
+    for first in (0, 3):
+        sizes = [longest[i] for i in indices(batches[first : first + 3])]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("seen", range(8))
+def test_a_resumed_epoch_goes_on_where_it_stopped_and_the_next_is_whole(seen: int) -> None:
+    whole, following = (all_ranks(epoch=epoch, accumulate=3)[0] for epoch in (2, 3))
+    sampler = plan(accumulate=3)
+    sampler.resume_at(2, seen)
+    sampler.set_epoch(0)  # what Lightning does while it counts steps
+    sampler.set_epoch(2)
+    assert len(sampler) == len(whole) == 7
+    assert list(sampler) == whole[seen:]
+    sampler.set_epoch(3)
+    assert list(sampler) == following
+
+
+def test_a_position_is_not_carried_into_another_epoch() -> None:
+    sampler = plan()
+    sampler.resume_at(2, 4)
+    sampler.set_epoch(3)
+    assert list(sampler) == all_ranks(epoch=3)[0]
+    sampler.set_epoch(2)
+    assert list(sampler) == all_ranks(epoch=2)[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 13])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_has_every_pair_once_over_equally_many_batches_longest_first(
+    count: int, world_size: int
+) -> None:
+    ranks = [
+        list(SortedSampler(LENGTHS[:count], batch_size=2, world_size=world_size, rank=rank))
+        for rank in range(world_size)
+    ]
+    assert sorted(i for batches in ranks for i in indices(batches) if i != FILLER) == list(range(count))
+    assert len({len(batches) for batches in ranks}) == 1
+    in_turn = [i for batches in zip(*ranks, strict=True) for i in indices(list(batches)) if i != FILLER]
+    longest = (LENGTHS[:, 0] + LENGTHS[:, 1:].amax(1)).tolist()
+    assert [longest[i] for i in in_turn] == sorted(longest[:count], reverse=True)
+    assert all(batch.totals is None for batches in ranks for batch in batches)
+
+
+def load(sampler: PlannedSampler | SortedSampler, num_workers: int = 0) -> Loader:
+    return Loader(PAIRS, sampler, partial(pad_pairs, pad_id=0), num_workers=num_workers)
+
+
+def names(loader: Loader) -> list[list[int]]:
+    """Return which pairs each batch of a loader holds, told by their chosen tokens."""
+    return [sorted({token - 100 for token in batch.target_ids.tolist() if token >= 100}) for batch in loader]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_gives_the_planned_pairs_with_their_totals(num_workers: int) -> None:
+    (expected,) = all_ranks(accumulate=3)
+    loader = load(plan(accumulate=3), num_workers)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 7
+    for batch, planned in zip(batches, expected, strict=True):
+        assert batch.num_pairs == len(planned.indices)
+        assert batch.normalisers == planned.totals
+        assert all(total.shape == () and total.dtype == torch.float32 for total in batch.normalisers)
+    assert names(load(plan(accumulate=3), num_workers)) == [sorted(batch.indices) for batch in expected]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("seen", [0, 3, 7])
+def test_a_resumed_loader_goes_on_where_it_stopped_and_counts_from_there(seen: int, num_workers: int) -> None:
+    whole, resumed = plan(), plan()
+    whole.set_epoch(1)
+    loader = load(resumed, num_workers)
+    resumed.resume_at(1, seen)
+    resumed.set_epoch(0)
+    iterator = iter(loader)  # Lightning sets the epoch only after this
+    resumed.set_epoch(1)
+    found, counts = [], []
+    for batch in iterator:
+        found.append(batch.target_ids.tolist())
+        counts.append(loader.seen)
+    assert found == [batch.target_ids.tolist() for batch in load(whole)][seen:]
+    assert counts == list(range(seen + 1, 8))
+
+
+def test_a_fillers_batch_has_no_target_and_no_normaliser_of_its_own() -> None:
+    # One pair on two ranks: the second rank's only micro-batch is a filler within the same step.
+    loaders = [load(plan(1, world_size=2, rank=rank)) for rank in (0, 1)]
+    (real,), (filler,) = loaders
+    assert filler.target_ids.tolist() == []
+    assert filler.normalisers == real.normalisers == (1, 0, 1)
+
+
+def test_validation_batches_are_normalised_by_themselves() -> None:
+    loader = load(SortedSampler(LENGTHS, batch_size=4))
+    assert [batch.normalisers for batch in loader] == [None] * 4
+    assert loader.seen == 4
