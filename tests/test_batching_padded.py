@@ -84,9 +84,10 @@ def test_a_pair_with_one_empty_answer_has_no_target_at_all(answers: tuple[list[i
     assert batch.target_ids.tolist() == []
 
 
-def test_a_batch_of_fillers_only_runs_through_a_model_without_nan() -> None:
+def test_a_sequence_without_tokens_sees_one_pad_so_that_no_attention_kernel_gives_nan() -> None:
     batch = pad_pairs([TokenizedPair([], [], [])], PAD)
     assert batch.model_inputs["input_ids"].tolist() == [[PAD], [PAD]]
+    assert batch.model_inputs["attention_mask"].tolist() == [[1], [1]]
     hidden = tiny_model("llama").model(**batch.model_inputs).last_hidden_state
     assert torch.isfinite(hidden).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def floor(name: str) -> int | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the full names of all modules and members that a file imports, wherever in it; type checks aside."""
+    """Return the full names of all modules and members that a file imports, wherever in it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -84,8 +85,6 @@ def test_no_import_points_up(path: Path) -> None:
     "path", [path for path in MODULES if floor(module_name(path)) == 0], ids=module_name
 )
 def test_the_ground_floor_imports_the_standard_library_and_torch_alone(path: Path) -> None:
-    import sys
-
     outer = {name.partition(".")[0] for name in imported(path)} - {"orpo_lightning"}
     assert outer <= {*sys.stdlib_module_names, "torch"}
 

@@ -41,7 +41,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("device", "precision", "dtype", "plain", "flash"), TABLE, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(("device", "precision", "dtype", "plain", "flash"), TABLE)
 def test_each_device_gets_its_precision_dtype_and_attention(
     device: Device, precision: str, dtype: torch.dtype, plain: str, flash: str
 ) -> None:
@@ -119,7 +119,14 @@ def test_a_precision_that_cannot_work_is_refused_by_name_of_the_right_one(
 
 @pytest.mark.parametrize(
     ("device", "precision"),
-    [(CPU, "bf16-mixed"), (CPU, 32), (CPU, "64-true"), (MPS, "bf16-mixed"), (T4, "32-true"), (H100, "16-mixed")],
+    [
+        (CPU, "bf16-mixed"),
+        (CPU, 32),
+        (CPU, "64-true"),
+        (MPS, "bf16-mixed"),
+        (T4, "32-true"),
+        (H100, "16-mixed"),
+    ],
 )
 def test_a_precision_that_works_is_left_to_the_user(device: Device, precision: str | int) -> None:
     check_precision(device, precision)

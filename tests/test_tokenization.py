@@ -148,6 +148,17 @@ def test_a_template_that_writes_bos_gets_no_second_one_from_the_tokenizer() -> N
     assert pair.chosen.count(2) == pair.rejected.count(2) == 1
 
 
+def test_a_template_that_writes_no_bos_gets_none_as_at_inference() -> None:
+    tokenizer = tiny_tokenizer("mistral")
+    tokenizer.chat_template = CHATML_TEMPLATE
+    record = chat("Hi", "yes", "no")
+    (pair,) = tokenize(record, tokenizer=tokenizer)
+    assert (
+        pair.prompt == tokenizer.apply_chat_template(record.prompt, add_generation_prompt=True)["input_ids"]
+    )
+    assert 1 not in pair.prompt + pair.chosen
+
+
 def test_a_tokenizer_that_has_a_bos_but_does_not_add_it_is_taken_at_its_word() -> None:
     assert tokenize(text("a", "b", "c"), tokenizer=words()) == [([3], [4, 2], [5, 2])]
 
@@ -171,7 +182,7 @@ def test_an_empty_prompt_is_the_bos_alone_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("prompt", "answer", "first"),
     [
-        # Joined, the texts of all but the second and the last would have a token across the seam ("_you", "the").
+        # Joined, the first, third and fourth text have a token across the seam: "_you", "the", "_the".
         ("Q: ", "you", "y"),
         ("Q:", " you", "_you"),
         ("Q: th", "e end", "e"),

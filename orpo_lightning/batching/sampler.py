@@ -6,7 +6,7 @@ A plan depends on nothing but its arguments and the epoch: every rank and every 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -266,6 +266,16 @@ class Loader(DataLoader[TokenizedPair]):
         for batch in super().__iter__():
             self.seen += 1
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the data module keeps the position; Lightning gives loaders theirs back too late.
+
+        Without this method Lightning warns that training cannot be resumed within an epoch.
+        """
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 def _skipped(plan: PlannedSampler | SortedSampler) -> int:
