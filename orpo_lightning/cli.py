@@ -37,6 +37,7 @@ _SEED = 42
 _NOISE = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
+    ".*The dirpath has changed.*",
     ".*smaller than the logging interval.*",
     ".*treespec, LeafSpec.*",
     ".*Total length of `list` across ranks is zero.*",
@@ -71,8 +72,10 @@ class PreferenceCLI(LightningCLI):
         """Parse, fill, instantiate and run."""
         runfolder.log_to_console(_rank())
         _quiet_lightning()
+        datamodule_class = datamodule_class or PreferenceDataModule
         trainer_defaults = {
-            "use_distributed_sampler": False,  # the data module shards by itself
+            # Our data module shares out the pairs itself; any other needs the sampler.
+            "use_distributed_sampler": not _is_ours(datamodule_class),
             "log_every_n_steps": 10,
             "enable_model_summary": False,  # the header says it
             **kwargs.pop("trainer_defaults", {}),
@@ -88,7 +91,7 @@ class PreferenceCLI(LightningCLI):
         }
         super().__init__(
             model_class or PreferenceModule,
-            datamodule_class or PreferenceDataModule,
+            datamodule_class,
             trainer_defaults=trainer_defaults,
             **{**defaults, **kwargs},
         )
@@ -203,6 +206,10 @@ class PreferenceCLI(LightningCLI):
 
 def _rank() -> int:
     return rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def _is_ours(datamodule_class: Any) -> bool:
+    return isinstance(datamodule_class, type) and issubclass(datamodule_class, PreferenceDataModule)
 
 
 def _kind(callback: Callback) -> type:

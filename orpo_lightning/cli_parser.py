@@ -86,7 +86,7 @@ def suggestion(message: str, known: Sequence[str]) -> str:
         return ""
     key = (found[1] or found[2]).replace(".init_args.", ".").rstrip("+")
     # The whole key first; then its last part alone, for a key given without or below the wrong section.
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75) if "." in key else []
     if not close:
         leaf = key.rsplit(".", 1)[-1]
         leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}

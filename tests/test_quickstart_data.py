@@ -167,3 +167,18 @@ def test_generator_gives_the_committed_pairs() -> None:
     assert train == read("train")
     assert heldout == read("heldout")
     assert len(forbidden) == len(heldout)
+
+
+def test_tokenizer_knows_turns_and_single_digits() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|im_end|>", "<|pad|>", None)
+    assert tokenizer("12 + 9").input_ids == tokenizer("1").input_ids + tokenizer("2 + 9").input_ids
+    rows = read("heldout")
+    prompts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True) for row in rows]
+    whole = [tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]]) for row in rows]
+    for prompt, full in zip((p["input_ids"] for p in prompts), (w["input_ids"] for w in whole), strict=True):
+        assert full[: len(prompt)] == prompt
+        assert full[len(prompt) :].count(tokenizer.eos_token_id) == 1
+        assert len(full) <= 64

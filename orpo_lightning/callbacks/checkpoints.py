@@ -42,13 +42,19 @@ class ResumeCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save after every n-th optimizer step."""
+        """Save after every n-th optimizer step, and after the last."""
         # The step number changes with the last micro-batch of a window, so a new number is a boundary.
-        if trainer.global_step % self.every_n_steps == 0:
+        if trainer.global_step % self.every_n_steps == 0 or _is_last_step(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save where a validation ends the training."""
+        if trainer.should_stop and trainer.state.fn == "fit":
             self._save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the end of training."""
+        """Save the last weights where nothing before told that they were the last."""
+        # A resume from here counts one pass over the data too many, which is why this is not the rule.
         self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
@@ -56,6 +62,15 @@ class ResumeCheckpoint(Checkpoint):
             return
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
+
+
+def _is_last_step(trainer: lightning.Trainer) -> bool:
+    is_last_pass = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    return bool(
+        trainer.global_step == trainer.max_steps
+        or (is_last_pass and trainer.is_last_batch)
+        or trainer.should_stop
+    )
 
 
 class BestCheckpoint(ModelCheckpoint):
