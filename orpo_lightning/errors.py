@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that says what was expected, what was found, where, what to do."""
+    """A mistake the user can mend, in one line: what was expected, what was found, where, what to do."""
 
     exit_code = 2
 

@@ -15,7 +15,9 @@ try:
     from galore_torch import GaLoreAdamW as _PublishedAdamW
     from galore_torch.galore_projector import GaLoreProjector
 except ImportError as error:
-    raise SurroundingsError("GaLore needs the package galore-torch: pip install 'orpo-lightning[galore]'") from error
+    raise SurroundingsError(
+        "GaLore needs the package galore-torch: pip install 'orpo-lightning[galore]'"
+    ) from error
 
 # The projector object stands in the optimizer's state, and checkpoints are read with weights_only.
 torch.serialization.add_safe_globals([GaLoreProjector])
@@ -61,7 +63,7 @@ class GaLoreAdamW(_PublishedAdamW):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore, and move each projection to its parameter's device (torch moves tensors only, not objects)."""
+        """Restore, and move each projection to its parameter's device, which torch does for tensors only."""
         Optimizer.load_state_dict(self, state_dict)
         for parameter, state in self.state.items():
             projector = state.get("projector")

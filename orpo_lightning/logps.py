@@ -21,7 +21,8 @@ CHUNK_BYTES = 128 * 2**20
 class PairLogps(NamedTuple):
     """Log-probabilities of B preference pairs under one model, as sums and counts, fp32.
 
-    Sums rather than means, so that every objective finds its own normalisation (a mean for ORPO, a sum for DPO).
+    Sums rather than means, so that every objective finds its own normalisation (a mean for ORPO, a sum for
+    DPO).
     """
 
     chosen_sum: Tensor
@@ -62,8 +63,8 @@ def rows_logps(hidden: Tensor, target_ids: Tensor, head: Head) -> Tensor:
 class _CachedJacobian(torch.autograd.Function):
     """log p of targets under a frozen row-wise head; the backward pass is a row scaling.
 
-    log p_t depends on hidden row t alone, so its gradient is one vector of the hidden size. It is computed while
-    the chunk's logits are at hand, and kept instead of them: no second product, memory of one chunk.
+    log p_t depends on hidden row t alone, so its gradient is one vector of the hidden size. It is computed
+    while the chunk's logits are at hand, and kept instead of them: no second product, memory of one chunk.
     """
 
     @staticmethod
@@ -82,11 +83,14 @@ class _CachedJacobian(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (jacobian,) = ctx.saved_tensors
-        # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is rounded.
+        # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is
+        # rounded.
         return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None
 
 
-def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, head_is_frozen: bool) -> Tensor:
+def target_logps(
+    hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, head_is_frozen: bool
+) -> Tensor:
     """Return log p(target) for each hidden state, `rows` at a time.
 
     Args:
@@ -94,7 +98,8 @@ def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, h
         target_ids: (N,) int64.
         head: the vocabulary projection with whatever follows it (bias, soft-cap, scale).
         rows: rows of logits held at a time.
-        head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes each
+        head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes
+        each
             chunk in the backward pass, so that the head's own weights get their gradient.
 
     Returns:
@@ -107,7 +112,9 @@ def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, h
     parts = list(zip(hidden.split(rows), target_ids.split(rows), strict=True))
     if not torch.is_grad_enabled():
         return torch.cat([rows_logps(states, ids, head) for states, ids in parts])
-    return torch.cat([checkpoint(rows_logps, states, ids, head, use_reentrant=False) for states, ids in parts])
+    return torch.cat(
+        [checkpoint(rows_logps, states, ids, head, use_reentrant=False) for states, ids in parts]
+    )
 
 
 def pair_logps(logps: Tensor, batch: PairBatch, router_loss: Tensor | None = None) -> PairLogps:

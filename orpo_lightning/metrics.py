@@ -13,7 +13,7 @@ from orpo_lightning.objectives.base import ObjectiveOutput
 
 
 class WeightedMeans(Metric):
-    """Sums and counts of every quantity an objective reports, in one tensor: one reduction over ranks per result.
+    """Sums and counts of every quantity an objective reports, in one tensor: one reduction over ranks.
 
     A mean of micro-batch means would weigh a short batch like a long one; sums and counts do not.
     """
@@ -42,8 +42,10 @@ class WeightedMeans(Metric):
         self.totals = self.totals + rows
 
     def compute(self) -> dict[str, Tensor]:
-        """Return every mean by name, and `loss`, the weighted sum of the terms; {} before the first update."""
-        means = dict(zip(self.names, (self.totals[:, 0] / self.totals[:, 1].clamp(min=1)).float(), strict=True))
+        """Return every mean by name and `loss`, the weighted sum of terms; {} before the first update."""
+        means = dict(
+            zip(self.names, (self.totals[:, 0] / self.totals[:, 1].clamp(min=1)).float(), strict=True)
+        )
         if not means:
             return {}
         loss = torch.stack([weight * means[name] for name, weight in self.weights.items()]).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -37,17 +37,23 @@ def load_config(base_model: str, *, revision: str | None, trust_remote_code: boo
         UsageError: it is not a decoder-only language model.
     """
     try:
-        config = AutoConfig.from_pretrained(base_model, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            base_model, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        raise SurroundingsError(f"model.base_model: cannot load {base_model!r}: {first_line(error)}") from error
+        raise SurroundingsError(
+            f"model.base_model: cannot load {base_model!r}: {first_line(error)}"
+        ) from error
     if config.is_encoder_decoder:
-        raise UsageError(f"model.base_model: expected a decoder-only model, {base_model} is an encoder-decoder")
+        raise UsageError(
+            f"model.base_model: expected a decoder-only model, {base_model} is an encoder-decoder"
+        )
     return config
 
 
 def supported_attention(config: PretrainedConfig, choice: Choice) -> Choice:
-    """Return `choice`, or eager where the architecture cannot take it (Gemma-2's soft-capped attention in sdpa)."""
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    """Return `choice`, or eager where the architecture cannot take it (Gemma-2's soft-capped attention)."""
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     flag = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(choice.value)
     if architecture is None or flag is None or getattr(architecture, flag, True):
         return choice
@@ -98,7 +104,7 @@ def load_base(
             f"model.quantization: {base_model} is stored quantised already; set model.quantization: none"
         )
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             base_model,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -111,26 +117,29 @@ def load_base(
         )
     except SafetensorError as error:
         raise SurroundingsError(
-            f"model.base_model: a weight file of {base_model!r} is damaged ({first_line(error)}); fetch it again "
-            "(where git-lfs left pointers: git lfs pull)"
+            f"model.base_model: a weight file of {base_model!r} is damaged ({first_line(error)}); "
+            "fetch it again (where git-lfs left pointers: git lfs pull)"
         ) from error
     except (OSError, ValueError, ImportError) as error:
-        raise SurroundingsError(f"model.base_model: cannot load {base_model!r}: {first_line(error)}") from error
+        raise SurroundingsError(
+            f"model.base_model: cannot load {base_model!r}: {first_line(error)}"
+        ) from error
     if missing := sorted(info["missing_keys"]):
         # transformers would train on with random weights in their place and only a warning.
         raise SurroundingsError(
-            f"model.base_model: {base_model} lacks {len(missing)} weights of its architecture, first {missing[0]}: "
-            "the download is incomplete or the folder is not this model"
+            f"model.base_model: {base_model} lacks {len(missing)} weights of its architecture, "
+            f"first {missing[0]}: the download is incomplete or the folder is not this model"
         )
     _keep_four_bit_weights_trainable(model)
     return model
 
 
-def _keep_four_bit_weights_trainable(model: nn.Module) -> None:
+def _keep_four_bit_weights_trainable(model: Any) -> None:
     """Switch off bitsandbytes' inference path on CPUs with AVX512-BF16.
 
-    The first forward in eval mode would repack each weight for good, with its scales rounded to bfloat16, and from
-    then on multiply by an operation without a backward pass: after one validation nothing below would be trained.
+    The first forward in eval mode would repack each weight for good, with its scales rounded to bfloat16,
+    and from then on multiply by an operation without a backward pass: after one validation nothing below
+    would be trained.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -148,7 +157,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass, non-reentrant (the reentrant kind needs inputs with gradient)."""
+    """Recompute activations in the backward pass; non-reentrant, as the other kind needs inputs with grad."""
     kwargs = {"use_reentrant": False}
     try:
         if hasattr(model, "activation_checkpointing_enable"):
@@ -162,7 +171,9 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 def linear_names(model: nn.Module) -> list[str]:
     """Return the distinct last names of the model's linear layers, which LoRA can target."""
     kinds = ("Linear", "Linear4bit", "Linear8bitLt", "Conv1D")
-    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ in kinds}
+    found = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ in kinds
+    }
     return sorted(found - {"lm_head", "embed_out"})
 
 
@@ -203,12 +214,14 @@ def add_lora(
         except ValueError as error:
             if "arget module" in str(error):
                 names = ", ".join(linear_names(model))
-                raise UsageError(f"model.lora_targets: {targets} match no layer; this model has {names}") from error
+                raise UsageError(
+                    f"model.lora_targets: {targets} match no layer; this model has {names}"
+                ) from error
             raise UsageError(f"LoRA cannot be added: {first_line(error)}") from error
 
 
 def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
-    """Name the layers whose rows of these tokens are trained: the embedding, and the head where it is separate."""
+    """Name the layers whose rows are trained: the embedding, and the head where it is separate."""
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
@@ -216,7 +229,7 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
 
 
 def untrained_stop_tokens(model: PreTrainedModel, stop_ids: Sequence[int]) -> list[int]:
-    """Return the stop tokens that nothing says the base model has learned: neither config names them as its end."""
+    """Return the stop tokens that no config names as the base model's end: has it learned them?"""
     known: set[int] = set()
     for config in (model.config, model.generation_config):
         value = getattr(config, "eos_token_id", None)

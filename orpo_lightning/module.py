@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from orpo_lightning import hardware, modeling
+from orpo_lightning.adapter_state import check_same_weights, trained_parameters
 from orpo_lightning.batching import PairBatch
-from orpo_lightning.errors import CheckpointError, UsageError
-from orpo_lightning.initialization import apply_loftq, check_initialization, keep_initial_adapter
+from orpo_lightning.errors import UsageError
+from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.metrics import Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
@@ -30,15 +31,16 @@ _PROGRESS_BAR = ("loss", "rewards/accuracies", "rewards/margins", "pairs_per_sec
 class PreferenceModule(lightning.LightningModule):
     """Trains a causal language model on preference pairs; batches are `PairBatch`es.
 
-    Override points: `configure_model` (which sets `self.model`), `forward` (batch → log-probabilities), `step`
-    (batch → objective's output: add terms or metrics here), `configure_optimizers`.
+    Override points: `configure_model` (which sets `self.model`), `forward` (batch → log-probabilities),
+    `step` (batch → objective's output: add terms or metrics here), `configure_optimizers`.
 
     Args:
         base_model: hub id or folder of the base model.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model. Only for models you have read.
         quantization: how the frozen base is kept: nf4 (4 bits, double quantisation), int8, or none.
-        dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32 weights
+        dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32
+        weights
             where they are trained themselves).
         attention: attention kernel; auto is flash_attention_2 where GPU and package allow, else sdpa.
         lora_r: rank of LoRA; 0 trains all weights instead.
@@ -47,10 +49,13 @@ class PreferenceModule(lightning.LightningModule):
         lora_targets: names of the layers that get LoRA, or "all-linear".
         lora_variant: lora, rslora (rank-stabilised scale) or dora (weight-decomposed).
         lora_init: default (B = 0), gaussian, pissa (needs an unquantised base), loftq (needs nf4).
-        trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never learned.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never
+        learned.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more
+        time.
         objective: the loss, e.g. ORPO.
-        optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings, vectors).
+        optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings,
+        vectors).
         schedule: of the learning rate after warm-up.
         warmup: linear warm-up: steps (a whole number) or a share of all steps (below 1).
     """
@@ -78,7 +83,7 @@ class PreferenceModule(lightning.LightningModule):
     ) -> None:
         """Keep the settings; the model is loaded in `configure_model`, on the rank's own device."""
         super().__init__()
-        _check_lora(lora_r, lora_dropout, quantization)
+        check_lora(lora_r, lora_dropout, quantization)
         check_initialization(lora_init, quantization if lora_r else "none")
         # An objective stands in the hyper-parameters of a checkpoint, which is read with weights_only.
         torch.serialization.add_safe_globals([type(objective)])
@@ -97,7 +102,7 @@ class PreferenceModule(lightning.LightningModule):
     # Model
 
     def configure_model(self) -> None:
-        """Load the base, quantise it, add LoRA; on the rank's device, once (Lightning calls this more than once)."""
+        """Load the base, quantise it, add LoRA; on the rank's device, once though called more often."""
         if self.model is not None:
             return
         settings = self.hparams
@@ -187,7 +192,7 @@ class PreferenceModule(lightning.LightningModule):
         return output._replace(terms={**output.terms, "router_loss": term})
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """Return the micro-batch's loss, scaled so that Lightning's averages give the optimizer step's loss."""
+        """Return the micro-batch's loss, scaled so that Lightning's averages give that of the step."""
         output = self.step(batch)
         self.train_means.update(output)
         self._speed.add(batch.num_pairs, batch.target_ids.shape[0])
@@ -220,11 +225,13 @@ class PreferenceModule(lightning.LightningModule):
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
         halves = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
         if halves:
-            log.warning("%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0])
+            log.warning(
+                "%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0]
+            )
         self._speed.restart()
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Seed dropout from the batch's number alone, so that a resumed run draws what the whole one would have."""
+        """Seed dropout from the batch's number alone: a resumed run draws what the whole one would have."""
         seed = run_seed()
         if seed is not None:
             number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size
@@ -232,14 +239,14 @@ class PreferenceModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradient's norm (before clipping) where the step will be logged."""
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """Log what was summed up since the last logged optimizer step; nothing is read off the device in between."""
+        """Log what was summed up since the last logged step; nothing is read off the device in between."""
         step = self.trainer.global_step
-        if self._grad_norm is None or step % self.trainer.log_every_n_steps:
+        if self._grad_norm is None or step % self._log_every:
             return
         rates = {name: rate * self.trainer.world_size for name, rate in self._speed.rates().items()}
         values = {**self.train_means.compute(), "grad_norm": self._grad_norm, **rates}
@@ -266,6 +273,10 @@ class PreferenceModule(lightning.LightningModule):
         self._log("test", self.test_means.compute())
         self.test_means.reset()
 
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+
     def _log(self, stage: str, values: dict[str, Any]) -> None:
         # The sums were added up over ranks already: nothing to synchronise.
         for name, value in values.items():
@@ -277,10 +288,7 @@ class PreferenceModule(lightning.LightningModule):
         """Return the trained parameters only: a 4-bit base cannot be loaded back, and need not be saved."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         destination = kwargs.get("destination", args[0] if args else None)
-        destination = {} if destination is None else destination
-        named = self.named_parameters()
-        destination.update({prefix + name: p.detach() for name, p in named if p.requires_grad})
-        return destination
+        return trained_parameters(self, prefix, {} if destination is None else destination)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter.
@@ -290,14 +298,7 @@ class PreferenceModule(lightning.LightningModule):
         """
         if self.model is None:  # load_from_checkpoint comes here before configure_model
             self.configure_model()
-        found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise CheckpointError(
-                    f"the checkpoint is of another model or adapter: {name} has shape {found.get(name)} there and "
-                    f"{wanted.get(name)} here; resume with the settings the run was started with"
-                )
+        check_same_weights(checkpoint["state_dict"], self.state_dict())
 
     # Report
 
@@ -309,7 +310,10 @@ class PreferenceModule(lightning.LightningModule):
         dtype = str(self._weights_dtype()).removeprefix("torch.")
         return [
             ("model", f"{settings['base_model']} ({type(modeling.causal_model(self.model)).__name__})"),
-            ("parameters", f"{total:,} total, {trainable:,} trained ({100 * trainable / total:.2f} %): {kind}"),
+            (
+                "parameters",
+                f"{total:,} total, {trainable:,} trained ({100 * trainable / total:.2f} %): {kind}",
+            ),
             ("quantization", f"{settings['quantization']}, computing in {dtype}"),
             ("attention", f"{self.attention_choice.value} ({self.attention_choice.reason})"),
         ]
@@ -319,12 +323,3 @@ def run_seed() -> int | None:
     """Return the seed given to `lightning.seed_everything`, None where it was never called."""
     seed = os.environ.get("PL_GLOBAL_SEED")
     return None if seed is None else int(seed) & 0x7FFFFFFF
-
-
-def _check_lora(r: int, dropout: float, quantization: Quantization) -> None:
-    if r < 0:
-        raise UsageError(f"model.lora_r: expected 0 (full fine-tuning) or more, found {r}")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"model.lora_dropout: expected a share from 0 to below 1, found {dropout}")
-    if r == 0 and quantization != "none":
-        raise UsageError(f"model.quantization: {quantization} weights cannot be trained; set lora_r above 0, or none")

@@ -13,7 +13,7 @@ Schedule = Literal["linear", "cosine", "constant", "inverse_sqrt"]
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
-    """Return the optimizer steps of warm-up: a whole number is steps, a share below 1 is of all steps, rounded up.
+    """Return the steps of warm-up: a whole number is steps, a share below 1 is of all steps, rounded up.
 
     Raises:
         ValueError: `warmup` is negative, or a fraction above 1.
@@ -24,7 +24,7 @@ def warmup_steps(warmup: float, total_steps: int) -> int:
 
 
 def make_schedule(optimizer: Optimizer, schedule: Schedule, warmup: float, total_steps: int) -> LambdaLR:
-    """Return transformers' scheduler of that name: linear warm-up from 0, then `schedule` over the remaining steps."""
+    """Return transformers' scheduler: linear warm-up from 0, then `schedule` over the remaining steps."""
     from transformers import get_scheduler
 
     name = "constant_with_warmup" if schedule == "constant" else schedule
@@ -35,10 +35,11 @@ def make_schedule(optimizer: Optimizer, schedule: Schedule, warmup: float, total
 
 
 def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Split trainable parameters into named groups an optimizer can treat differently; empty ones are left out.
+    """Split trainable parameters into named groups that an optimizer can treat differently; none is empty.
 
-    `matrices` are the 2-D weights of linear layers inside the blocks (what GaLore projects), `embeddings` those of the
-    vocabulary (embedding, head), `vectors` everything else (norms, biases, DoRA magnitudes), never decayed.
+    `matrices` are the 2-D weights of linear layers inside the blocks (what GaLore projects), `embeddings`
+    those of the vocabulary (embedding, head), `vectors` everything else (norms, biases, DoRA magnitudes),
+    never decayed.
     """
     vocabulary: set[int] = set()
     for getter in ("get_input_embeddings", "get_output_embeddings"):
@@ -46,7 +47,9 @@ def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]
         vocabulary |= {id(parameter) for parameter in layer.parameters()} if layer is not None else set()
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
     for _, parameter in named:
-        kind = "embeddings" if id(parameter) in vocabulary else "matrices" if parameter.ndim == 2 else "vectors"
+        kind = (
+            "embeddings" if id(parameter) in vocabulary else "matrices" if parameter.ndim == 2 else "vectors"
+        )
         groups[kind].append(parameter)
     return [
         {"params": parameters, "name": name, **({"weight_decay": 0.0} if name == "vectors" else {})}

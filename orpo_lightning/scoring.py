@@ -1,4 +1,4 @@
-"""How a model's log-probabilities are had: its backbone and head apart, or, where that is not its output, full logits."""
+"""How a model's log-probabilities are had: backbone and head apart or, where that fails, full logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orpo_lightning.modeling import causal_model
 class Scorer(NamedTuple):
     """A model taken apart into what makes hidden states and what makes logits of them."""
 
-    model: nn.Module
+    model: Any
     """The whole causal language model, called only where `head` is None."""
     backbone: nn.Module | None = None
     head: Head | None = None
@@ -45,10 +45,12 @@ def take_apart(model: nn.Module) -> Scorer:
 
 
 def _head(projection: nn.Module, causal: Any) -> Head:
-    """Return hidden (n, H) → logits (n, V) with the scale and soft-cap some architectures put behind the projection."""
+    """Return hidden (n, H) → logits (n, V) with the scale and soft-cap some architectures put behind."""
     config = causal.config
     # Cohere multiplies, Granite divides; Gemma-2 and -3 bend.
-    scale = float(getattr(causal, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(causal, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     cap = getattr(config, "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
@@ -62,7 +64,8 @@ def _head(projection: nn.Module, causal: Any) -> Head:
 @torch.no_grad()
 def _self_check(scorer: Scorer) -> str | None:
     """Return None where backbone and head give the model's own log-probabilities, else what was found."""
-    assert scorer.backbone is not None and scorer.head is not None
+    assert scorer.backbone is not None
+    assert scorer.head is not None
     modes = [(module, module.training) for module in scorer.model.modules()]
     parameter = next(scorer.model.parameters())
     ids = torch.arange(1, 9, device=parameter.device)[None] % scorer.model.config.get_text_config().vocab_size
@@ -78,7 +81,11 @@ def _self_check(scorer: Scorer) -> str | None:
         for module, mode in modes:
             module.training = mode
     # The same operations on the same numbers: what is left is the order of rounding.
-    return None if gap <= (1e-3 if whole_dtype == torch.float32 else 0.05) else f"log-probabilities differ by {gap:.3g}"
+    return (
+        None
+        if gap <= (1e-3 if whole_dtype == torch.float32 else 0.05)
+        else f"log-probabilities differ by {gap:.3g}"
+    )
 
 
 def score(scorer: Scorer, batch: PairBatch) -> PairLogps:
@@ -109,7 +116,7 @@ def _score_by_full_logits(model: nn.Module, inputs: dict[str, Any], batch: PairB
     return pair_logps(rows_logps(logits, batch.target_ids, nn.Identity()), batch, router_loss)
 
 
-def load_balancing_loss(model: nn.Module, output: Any, attention_mask: Tensor | None) -> Tensor | None:
+def load_balancing_loss(model: Any, output: Any, attention_mask: Tensor | None) -> Tensor | None:
     """Return the architecture's own router loss, (), from its own module; padding is left out by the mask."""
     module = sys.modules[type(model).__module__]
     function = getattr(module, "load_balancing_loss_func", None)

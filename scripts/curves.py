@@ -1,6 +1,6 @@
 """Read a run's TensorBoard events into a JSON file and paint its curves (needs matplotlib, in the dev extra).
 
-    python scripts/curves.py runs/smollm2 --out docs/smollm2
+python scripts/curves.py runs/smollm2 --out docs/smollm2
 """
 
 from __future__ import annotations

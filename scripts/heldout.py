@@ -2,8 +2,8 @@
 
     python scripts/heldout.py runs/quickstart --samples 3 --out heldout.json
 
-Held out are the test pairs where the run's config.yaml names some, else all validation pairs. The adapter is loaded
-with plain PEFT. Intervals resample prompts, not pairs: pairs of one prompt are not independent.
+Held out are the test pairs where the run's config.yaml names some, else all validation pairs. The adapter is
+loaded with plain PEFT. Intervals resample prompts, not pairs: pairs of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -117,7 +117,11 @@ def answer(model: Any, tokenizer: Any, prompt: list[int]) -> str:
     ids = torch.tensor([prompt])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=pad
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=40,
+        do_sample=False,
+        pad_token_id=pad,
     )
     return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
 

@@ -35,7 +35,9 @@ def main(base: str, processes: int, batch_size: int, accumulate: int, out: str) 
     """Fit one optimizer step of twelve pairs, validate, and save gradients and metrics from rank zero."""
     lightning.seed_everything(3)
     module = PreferenceModule(base, lora_r=4, lora_dropout=0.0, lora_init="gaussian")
-    data = Words(tokenizer=base, batch_size=batch_size, validation_batch_size=3, max_length=128, cache_dir=out + ".d")
+    data = Words(
+        tokenizer=base, batch_size=batch_size, validation_batch_size=3, max_length=128, cache_dir=out + ".d"
+    )
     recorder = GradientRecorder()
     trainer = make_trainer(
         max_steps=1,

@@ -22,7 +22,7 @@ def random_pairs(count: int, vocabulary: int, seed: int = 0) -> list[TokenizedPa
 
 
 def sequence_logps(model: Any, tokens: list[int]) -> Tensor:
-    """Return log p of every token but the first given those before it, (len - 1,) fp32, by the whole model."""
+    """Return log p of every token but the first given those before it, (len - 1,) fp32."""
     ids = torch.tensor([tokens], device=next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return logits.log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
@@ -41,7 +41,7 @@ def pair_sums(model: Any, pair: TokenizedPair) -> dict[str, Tensor]:
 
 
 def orpo_by_hand(model: Any, pairs: list[TokenizedPair], beta: float) -> Tensor:
-    """Return the ORPO loss (Eq. 6) of all pairs as one batch, written as in the paper; NLL over prompt and answer."""
+    """Return the ORPO loss (Eq. 6) of all pairs as one batch, as in the paper; NLL over prompt and answer."""
     nll, tokens, ratio_loss = torch.zeros(()), 0, torch.zeros(())
     for pair in pairs:
         sums = pair_sums(model, pair)

@@ -62,7 +62,9 @@ def test_plain_peft_loads_the_adapter_and_gives_the_same_log_probabilities(
     untrained = [pair_sums(base, pair)["chosen_sum"].item() for pair in PAIRS]
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert_same_log_probabilities(loaded, module.model)
-    assert [pair_sums(loaded, pair)["chosen_sum"].item() for pair in PAIRS] != pytest.approx(untrained, rel=1e-3)
+    assert [pair_sums(loaded, pair)["chosen_sum"].item() for pair in PAIRS] != pytest.approx(
+        untrained, rel=1e-3
+    )
 
 
 def test_a_pissa_adapter_loads_on_the_ordinary_base(tiny_base: str, tmp_path: Path) -> None:
@@ -82,7 +84,9 @@ def test_full_fine_tuning_leaves_a_whole_model(tiny_base: str, tmp_path: Path) -
     assert_same_log_probabilities(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter"), module.model)
 
 
-def test_the_folder_has_tokenizer_template_card_and_ordinary_permissions(tiny_base: str, tmp_path: Path) -> None:
+def test_the_folder_has_tokenizer_template_card_and_ordinary_permissions(
+    tiny_base: str, tmp_path: Path
+) -> None:
     fit(tiny_base, tmp_path)
     folder = tmp_path / "adapter"
     assert AutoTokenizer.from_pretrained(folder).chat_template
@@ -103,7 +107,9 @@ def test_the_best_adapter_is_that_of_the_lowest_validation_loss(tmp_path: Path) 
     export._save = lambda trainer, module, name: saved.append(name)  # type: ignore[method-assign]
     for loss in (3.0, 2.0, float("nan"), 2.5, 1.0):
         trainer = SimpleNamespace(
-            callback_metrics={"val/loss": torch.tensor(loss)}, sanity_checking=False, state=SimpleNamespace(fn="fit")
+            callback_metrics={"val/loss": torch.tensor(loss)},
+            sanity_checking=False,
+            state=SimpleNamespace(fn="fit"),
         )
         export.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
         saved.append(str(loss))

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "orpo_lightning"
 # A module's floor is that of its longest prefix here. Floor 0 is pure: standard library and torch only.
 FLOORS = {
     "errors": 0,
+    "adapter_state": 0,
     "hardware": 0,
     "logps": 0,
     "batching": 0,

@@ -14,7 +14,9 @@ from training import loader, make_trainer
 from orpo_lightning import PreferenceModule
 from orpo_lightning.errors import UsageError
 
-galore = pytest.importorskip("orpo_lightning.galore", reason="needs the extra: pip install 'orpo-lightning[galore]'")
+galore = pytest.importorskip(
+    "orpo_lightning.galore", reason="needs the extra: pip install 'orpo-lightning[galore]'"
+)
 
 
 def make_optimizer(groups: Any) -> torch.optim.Optimizer:

@@ -36,7 +36,9 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["plain", "bias", "soft-cap", "scale"])
 @pytest.mark.parametrize("rows", [1, 7, 23, 100])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_chunks_give_the_log_probabilities_and_gradients_of_the_whole(kind: str, rows: int, frozen: bool) -> None:
+def test_chunks_give_the_log_probabilities_and_gradients_of_the_whole(
+    kind: str, rows: int, frozen: bool
+) -> None:
     head, parameters = head_and_parameters(kind)
     hidden, ids, above = inputs()
     whole = rows_logps(hidden, ids, head)

@@ -70,7 +70,9 @@ def test_a_quantised_base_trains_its_adapter(tiny_base: str, quantization: Any) 
     assert after < before
 
 
-def test_a_validation_in_between_leaves_the_gradients_of_the_quantised_model_as_they_were(tiny_base: str) -> None:
+def test_a_validation_in_between_leaves_the_gradients_of_the_quantised_model_as_they_were(
+    tiny_base: str,
+) -> None:
     model = load_base(tiny_base, quantization="nf4")
 
     def gradient() -> torch.Tensor:
@@ -120,7 +122,9 @@ def test_loftq_brings_the_quantised_model_closer_to_the_original(tiny_base: str,
     assert (logits(module.model) - exact).norm() < 0.8 * (plain - exact).norm()
 
 
-def test_only_the_adapter_is_trained_and_four_bit_weights_count_as_what_they_stand_for(tiny_base: str) -> None:
+def test_only_the_adapter_is_trained_and_four_bit_weights_count_as_what_they_stand_for(
+    tiny_base: str,
+) -> None:
     plain, quantised = load_base(tiny_base), load_base(tiny_base, quantization="nf4")
     total = sum(p.numel() for p in plain.parameters())
     assert parameter_counts(quantised)[0] == total
@@ -152,7 +156,13 @@ def test_dropout_that_is_a_number_in_the_attention_is_off_too() -> None:
 def test_targets_that_match_nothing_are_refused_with_the_names_there_are(tiny_base: str) -> None:
     with pytest.raises(UsageError, match=r"c_attn.*q_proj"):
         add_lora(
-            load_base(tiny_base), r=2, alpha=2, dropout=0.0, targets=["c_attn"], variant="lora", init="default"
+            load_base(tiny_base),
+            r=2,
+            alpha=2,
+            dropout=0.0,
+            targets=["c_attn"],
+            variant="lora",
+            init="default",
         )
 
 
@@ -167,7 +177,9 @@ def test_a_folder_that_lacks_a_weight_is_refused_instead_of_trained_with_random_
         load_base(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"]
+)
 def test_a_damaged_weight_file_is_one_line(tiny_base: str, tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(damage)
     (tmp_path / "config.json").write_text((Path(tiny_base) / "config.json").read_text())

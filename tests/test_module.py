@@ -78,7 +78,9 @@ def test_validation_metrics_equal_a_float64_reference_whatever_the_batch_size(
     assert found["val/logps/rejected"] == pytest.approx(sum(rejected) / 8, rel=1e-6)
     wins = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     assert found["val/rewards/accuracies"] == pytest.approx(wins / 8)
-    assert found["val/loss"] == pytest.approx(found["val/nll_loss"] + 0.1 * found["val/odds_ratio_loss"], rel=1e-6)
+    assert found["val/loss"] == pytest.approx(
+        found["val/nll_loss"] + 0.1 * found["val/odds_ratio_loss"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(3, 4), (1, 12)])
@@ -116,7 +118,9 @@ def test_a_short_last_window_of_accumulation_has_the_gradient_of_its_own_pairs(t
         assert torch.allclose(short[name], gradient, rtol=1e-6, atol=1e-6 * gradient.abs().max().item()), name
 
 
-def test_gradient_checkpointing_runs_every_layer_twice_in_training_and_once_in_validation(tiny_base: str) -> None:
+def test_gradient_checkpointing_runs_every_layer_twice_in_training_and_once_in_validation(
+    tiny_base: str,
+) -> None:
     def calls(checkpointing: bool) -> tuple[int, int]:
         module = module_on(tiny_base, gradient_checkpointing=checkpointing)
         module.configure_model()
@@ -138,7 +142,9 @@ def test_gradient_checkpointing_runs_every_layer_twice_in_training_and_once_in_v
     assert calls(checkpointing=True) == (2, 1)
 
 
-def test_checkpoints_hold_the_trained_part_only_and_resume_to_the_same_numbers(tiny_base: str, tmp_path: Path) -> None:
+def test_checkpoints_hold_the_trained_part_only_and_resume_to_the_same_numbers(
+    tiny_base: str, tmp_path: Path
+) -> None:
     pairs = random_pairs(6, 100)
 
     def fit(epochs: int, resume: Path | None = None) -> tuple[PreferenceModule, lightning.Trainer]:
@@ -167,7 +173,9 @@ def test_a_checkpoint_of_another_rank_is_refused_by_the_name_of_the_first_weight
     trainer.save_checkpoint(tmp_path / "r4.ckpt")
     with pytest.raises(CheckpointError, match=r"lora_A.*\(4, .*\(8, "):
         make_trainer().fit(
-            module_on(tiny_base, lora_r=8), loader(random_pairs(2, 100), 2), ckpt_path=str(tmp_path / "r4.ckpt")
+            module_on(tiny_base, lora_r=8),
+            loader(random_pairs(2, 100), 2),
+            ckpt_path=str(tmp_path / "r4.ckpt"),
         )
 
 
@@ -184,7 +192,9 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tiny_base: str, tmp_path: Pa
         )
 
 
-def test_the_module_comes_back_from_a_checkpoint_by_load_from_checkpoint(tiny_base: str, tmp_path: Path) -> None:
+def test_the_module_comes_back_from_a_checkpoint_by_load_from_checkpoint(
+    tiny_base: str, tmp_path: Path
+) -> None:
     module = module_on(tiny_base, objective=ORPO(beta=0.7), optimizer=fast_adamw, warmup=0)
     trainer = make_trainer(max_steps=2)
     trainer.fit(module, loader(random_pairs(4, 100), 2))
@@ -274,6 +284,8 @@ def test_an_empty_answer_among_good_pairs_leaves_every_weight_finite(tiny_base: 
         ({"lora_init": "pissa", "quantization": "nf4"}, "none"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(settings: dict[str, Any], word: str) -> None:
+def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(
+    settings: dict[str, Any], word: str
+) -> None:
     with pytest.raises(UsageError, match=word):
         PreferenceModule("no/such-model", **settings)

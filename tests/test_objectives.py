@@ -16,7 +16,10 @@ from orpo_lightning.objectives.orpo import EPSILON, log_odds
 
 
 def logps_of(
-    chosen: list[float], rejected: list[float], tokens: tuple[list[int], list[int]] | None = None, **more: object
+    chosen: list[float],
+    rejected: list[float],
+    tokens: tuple[list[int], list[int]] | None = None,
+    **more: object,
 ) -> PairLogps:
     """Return pairs with these mean log-probabilities; 2 prompt tokens of log-probability -1 each."""
     chosen_tokens, rejected_tokens = tokens or ([1] * len(chosen), [1] * len(rejected))
@@ -40,7 +43,11 @@ def exact_log_odds(logp: float) -> tuple[float, float]:
 
 
 def test_log_odds_and_its_gradient_agree_with_fifty_digits_from_minus_120_to_minus_1e_6() -> None:
-    points = [-(10**e) for e in torch.linspace(-6, math.log10(120), 400).tolist()] + [-20.0, -19.99999, -20.00001]
+    points = [-(10**e) for e in torch.linspace(-6, math.log10(120), 400).tolist()] + [
+        -20.0,
+        -19.99999,
+        -20.00001,
+    ]
     x = torch.tensor(points, requires_grad=True)
     log_odds(x).sum().backward()
     exact = [exact_log_odds(value) for value in x.tolist()]
@@ -53,9 +60,12 @@ def test_log_odds_and_its_gradient_agree_with_fifty_digits_from_minus_120_to_min
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected"), [(0.0, -1.0), (-1.0, 0.0), (0.0, 0.0), (-1e-8, -1.0), (-1.0, -1e-8), (-200.0, -0.5)]
+    ("chosen", "rejected"),
+    [(0.0, -1.0), (-1.0, 0.0), (0.0, 0.0), (-1e-8, -1.0), (-1.0, -1e-8), (-200.0, -0.5)],
 )
-def test_certain_and_impossible_answers_give_finite_losses_and_gradients(chosen: float, rejected: float) -> None:
+def test_certain_and_impossible_answers_give_finite_losses_and_gradients(
+    chosen: float, rejected: float
+) -> None:
     c, r = torch.tensor([chosen], requires_grad=True), torch.tensor([rejected], requires_grad=True)
     policy = logps_of([chosen], [rejected])._replace(chosen_sum=c, rejected_sum=r)
     loss = ORPO(beta=1.0)(policy).loss
@@ -121,9 +131,9 @@ PRESETS = {  # name → objective, and the NLL as its authors write it, of lists
     ),
     "paper": (
         ORPO(nll_scope="sequence", nll_reduction="sequence"),
-        lambda prompts, answers: -torch.stack(
-            [torch.cat(both).mean() for both in zip(prompts, answers, strict=True)]
-        ).mean(),
+        lambda prompts, answers: (
+            -torch.stack([torch.cat(both).mean() for both in zip(prompts, answers, strict=True)]).mean()
+        ),
     ),
     "LLaMA-Factory": (
         ORPO(nll_scope="completion", nll_reduction="sequence"),
@@ -151,7 +161,7 @@ def test_the_nll_of_each_preset_is_what_its_authors_compute(name: str) -> None:
 
 
 def whole_and_parts(objective: ORPO, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Return the loss of 12 pairs as one batch, and the sum of their losses in micro-batches of these sizes."""
+    """Return the loss of 12 pairs as one batch, and the sum of that of micro-batches of these sizes."""
     torch.manual_seed(1)
     lengths = torch.randint(1, 20, (3, 12)).float()
     fields = ("chosen_sum", "rejected_sum", "prompt_sum")
@@ -170,7 +180,9 @@ def whole_and_parts(objective: ORPO, sizes: list[int]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("sizes", [[3, 3, 3, 3], [1] * 12, [7, 5]])
 @pytest.mark.parametrize("scope", ["sequence", "completion"])
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_the_loss_does_not_depend_on_how_the_step_is_split(sizes: list[int], scope: str, reduction: str) -> None:
+def test_the_loss_does_not_depend_on_how_the_step_is_split(
+    sizes: list[int], scope: str, reduction: str
+) -> None:
     whole, parts = whole_and_parts(ORPO(0.3, scope, reduction), sizes)  # type: ignore[arg-type]
     assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from tests.hub_server import HubServer, write_ultrafeedback
 from tiny_models import save_tiny_mistral
 from transformers import AutoModelForCausalLM
+
+from tests.hub_server import HubServer, write_ultrafeedback
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAIRS = "mistralai/Mistral-7B-v0.1", "HuggingFaceH4/ultrafeedback_binarized"
@@ -20,12 +21,19 @@ MODEL, PAIRS = "mistralai/Mistral-7B-v0.1", "HuggingFaceH4/ultrafeedback_binariz
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
-    """Run the shipped recipe for four optimizer steps; return its folder, what it printed, what it asked the hub."""
+    """Run the shipped recipe for four steps; return its folder, what it printed, what it asked the hub."""
     folder = tmp_path_factory.mktemp("recipe")
-    base, pairs = save_tiny_mistral(folder / "base", dtype=torch.bfloat16), write_ultrafeedback(folder / "pairs")
+    base, pairs = (
+        save_tiny_mistral(folder / "base", dtype=torch.bfloat16),
+        write_ultrafeedback(folder / "pairs"),
+    )
     with HubServer(models={MODEL: base}, datasets={PAIRS: pairs}) as server:
         environment = server.environment(folder / "home")
-        environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
         words = ["fit", "--config", str(ROOT / "configs" / "mistral.yaml"), "--trainer.max_steps", "4"]
         done = subprocess.run(
             [sys.executable, "-m", "orpo_lightning", *words],
@@ -49,7 +57,15 @@ def test_the_recipe_fetches_model_and_pairs_by_their_real_ids(finished: tuple[Pa
 
 def test_the_header_says_what_is_trained_and_how(finished: tuple[Path, str, list[str]]) -> None:
     _, printed, _ = finished
-    for words in (MODEL, "nf4", "32-true (CPU", "48 pairs", "8 (batch 2 x 4 accumulated", "runs/mistral", "'</s>'"):
+    for words in (
+        MODEL,
+        "nf4",
+        "32-true (CPU",
+        "48 pairs",
+        "8 (batch 2 x 4 accumulated",
+        "runs/mistral",
+        "'</s>'",
+    ):
         assert words in printed, f"{words} not in\n{printed}"
     assert "step 4/4" in printed
 
@@ -68,6 +84,10 @@ def test_the_adapter_it_leaves_loads_on_the_base(finished: tuple[Path, str, list
     ids = torch.tensor([[1, 300, 301, 302]])
     before = base(input_ids=ids).logits.detach().clone()
     adapted = PeftModel.from_pretrained(base, folder / "runs" / "mistral" / "adapter")
-    targets = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    targets = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1]
+        for name, _ in adapted.named_parameters()
+        if "lora_A" in name
+    }
     assert targets == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert not torch.equal(adapted(input_ids=ids).logits, before)

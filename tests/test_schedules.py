@@ -24,7 +24,8 @@ def rates(schedule: Any, warmup: float, total: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "total", "steps"), [(0, 100, 0), (0.1, 100, 10), (0.1, 15, 2), (7, 100, 7), (1, 100, 1), (7.0, 9, 7)]
+    ("warmup", "total", "steps"),
+    [(0, 100, 0), (0.1, 100, 10), (0.1, 15, 2), (7, 100, 7), (1, 100, 1), (7.0, 9, 7)],
 )
 def test_warm_up_is_steps_or_a_share_rounded_up(warmup: float, total: int, steps: int) -> None:
     assert warmup_steps(warmup, total) == steps

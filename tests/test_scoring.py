@@ -21,7 +21,9 @@ FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "phi", "gemma2", "mixt
 def reference_loss(model: Any, pairs: list[TokenizedPair]) -> torch.Tensor:
     """Return a sum in which every log-probability has its own coefficient, one sequence at a time."""
     sums = [pair_sums(model, pair) for pair in pairs]
-    return weighted(*(torch.stack([one[name] for one in sums]) for name in ("chosen_sum", "rejected_sum", "prompt_sum")))
+    return weighted(
+        *(torch.stack([one[name] for one in sums]) for name in ("chosen_sum", "rejected_sum", "prompt_sum"))
+    )
 
 
 def weighted(chosen: torch.Tensor, rejected: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
@@ -39,7 +41,9 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the gradient of every trainable parameter by name."""
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    return {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
+    }
 
 
 def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -78,7 +82,13 @@ def test_log_probabilities_and_gradients_equal_one_sequence_at_a_time(family: st
 
 def test_a_lora_wrapped_head_takes_the_recomputing_path_and_gets_its_gradient() -> None:
     model = add_lora(
-        tiny_model("llama"), r=4, alpha=4, dropout=0.0, targets=["q_proj", "lm_head"], variant="lora", init="gaussian"
+        tiny_model("llama"),
+        r=4,
+        alpha=4,
+        dropout=0.0,
+        targets=["q_proj", "lm_head"],
+        variant="lora",
+        init="gaussian",
     )
     pairs = random_pairs(3, 128)
     scorer = take_apart(model)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 
-def test_a_subclass_adds_a_loss_term_and_a_metric_with_data_of_its_own(tiny_base: str, tmp_path: Path) -> None:
+def test_a_subclass_adds_a_loss_term_and_a_metric_with_data_of_its_own(
+    tiny_base: str, tmp_path: Path
+) -> None:
     from second_project.length_aware import main
 
     logged = main(tiny_base, str(tmp_path))

@@ -35,7 +35,7 @@ def totals(pairs: Iterable[TokenizedPair]) -> Normalisers:
 
 
 def loader(pairs: list[TokenizedPair], batch_size: int, step: int | None = None) -> DataLoader[PairBatch]:
-    """Return a loader over fixed batches; every `step` pairs share the normalisers of their optimizer step."""
+    """Return a loader over fixed batches; every `step` pairs share the normalisers of their step."""
     batches = []
     for start in range(0, len(pairs), batch_size):
         normalisers = None

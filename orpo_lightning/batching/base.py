@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class TokenizedPair(NamedTuple):
-    """One preference pair as token ids: a prompt and its two answers, stop token included where it is a label."""
+    """One preference pair as token ids: a prompt and two answers, stop token included."""
 
     prompt: list[int]
     chosen: list[int]
@@ -16,7 +16,7 @@ class TokenizedPair(NamedTuple):
 
 
 class Normalisers(NamedTuple):
-    """Totals over one whole optimizer step (all its micro-batches on all ranks), each a float tensor of shape ().
+    """Totals over one whole optimizer step, all micro-batches on all ranks; each a float tensor of shape ().
 
     The loss of a micro-batch divided by these sums to the same value however the step was split.
     """

@@ -23,7 +23,8 @@ class AdapterExport(lightning.Callback):
     `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM.
 
     Args:
-        dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest `monitor`);
+        dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest
+        `monitor`);
             the run's folder where left open.
         monitor: logged value whose lowest is the best.
     """

@@ -13,7 +13,7 @@ _PACKAGES = ("orpo-lightning", "torch", "lightning", "transformers", "peft", "bi
 
 
 def model_card(trainer: lightning.Trainer, module: Any) -> str:
-    """Return a model card in the hub's form: how the weights were made, the run's last figures, how to load them."""
+    """Return a model card in the hub's form: how the weights were made, last figures, how to load them."""
     base = module.hparams["base_model"]
     adapter = causal_model(module.model) is not module.model
     return "\n".join(

@@ -13,7 +13,7 @@ class Mean(NamedTuple):
     """A quantity to be averaged: its sum here and how many it is the sum of, both of shape ()."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
 
 
 class Term(NamedTuple):
@@ -22,7 +22,7 @@ class Term(NamedTuple):
     weight: float
     sum: Tensor
     """(), this micro-batch's share of the numerator, with gradient."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     """(), this micro-batch's share of the denominator."""
     step_count: Tensor
     """(), the denominator of the whole optimizer step; equal to `count` where the step is this batch."""

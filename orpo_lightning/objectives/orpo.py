@@ -18,7 +18,7 @@ EPSILON = 1e-6
 
 
 class _LogOdds(torch.autograd.Function):
-    """Straight-through at the bound: a plain clamp would kill the gradient of a near-certain rejected answer."""
+    """Straight-through at the bound: a clamp would kill the gradient of a near-certain rejected answer."""
 
     @staticmethod
     def forward(ctx: Any, logp: Tensor) -> Tensor:
@@ -48,9 +48,11 @@ class ORPO(Objective):
 
     Args:
         beta: weight of the odds-ratio term: the paper's lambda, the authors' code's alpha.
-        nll_scope: which tokens of the chosen sequence the NLL is over: "sequence" is prompt and answer (TRL, the
+        nll_scope: which tokens of the chosen sequence the NLL is over: "sequence" is prompt and answer (TRL,
+        the
             authors' code), "completion" the answer alone (LLaMA-Factory).
-        nll_reduction: "token" is the mean over all NLL tokens of the optimizer batch (TRL, there per micro-batch),
+        nll_reduction: "token" is the mean over all NLL tokens of the optimizer batch (TRL, there per
+        micro-batch),
             "sequence" the mean over pairs of each pair's mean (the paper's Eq. 1 and 2, LLaMA-Factory).
     """
 
@@ -102,7 +104,9 @@ class ORPO(Objective):
         return Term(1.0, (weights * nll).sum(), count, step.completion_tokens + prompt)
 
 
-def _metrics(beta: float, policy: PairLogps, chosen: Tensor, rejected: Tensor, ratio: Tensor) -> dict[str, Mean]:
+def _metrics(
+    beta: float, policy: PairLogps, chosen: Tensor, rejected: Tensor, ratio: Tensor
+) -> dict[str, Mean]:
     """Return what is logged beside the loss; `chosen` and `rejected` are mean log-probabilities (B,)."""
     weights, pairs = policy.weights, policy.weights.sum()
     longer = torch.sign(policy.chosen_tokens - policy.rejected_tokens) / 2 + 0.5

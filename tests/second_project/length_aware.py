@@ -1,4 +1,4 @@
-"""Somebody else's Lightning project: its own data origin, a penalty of its own in the loss, a metric of its own."""
+"""Somebody else's Lightning project: a data origin, a loss term and a metric of its own."""
 
 from __future__ import annotations
 

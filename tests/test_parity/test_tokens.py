@@ -66,7 +66,9 @@ def test_plain_strings_with_a_tokenizer_that_adds_bos_have_trls_tokens(tmp_path:
     assert all(pair.prompt.count(tokenizer.bos_token_id) == 1 for pair in found)
 
 
-def test_difference_one_trl_ends_chatml_answers_with_a_newline_and_a_second_stop_token(tmp_path: Path) -> None:
+def test_difference_one_trl_ends_chatml_answers_with_a_newline_and_a_second_stop_token(
+    tmp_path: Path,
+) -> None:
     tokenizer = tiny_tokenizer("chatml")
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
@@ -98,7 +100,10 @@ def test_difference_three_trl_keeps_a_pair_whose_answer_is_cut_away_and_ours_dro
 
 
 def test_an_answer_that_is_cut_is_cut_where_trl_cuts_it(tmp_path: Path) -> None:
-    rows, tokenizer = [{"prompt": "one two", "chosen": " up" * 30, "rejected": " down"}], tiny_tokenizer("chatml")
+    rows, tokenizer = (
+        [{"prompt": "one two", "chosen": " up" * 30, "rejected": " down"}],
+        tiny_tokenizer("chatml"),
+    )
     found = ours(rows, tokenizer, max_length=40, overlong="truncate")
     assert found == theirs(rows, tokenizer, tmp_path, max_length=40)
     assert tokenizer.eos_token_id not in found[0].chosen

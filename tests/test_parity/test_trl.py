@@ -23,7 +23,10 @@ NAMES = {  # ours → TRL's, and the sign between them
     "nll_loss": ("nll_loss", 1),
     "odds_ratio_loss": ("log_odds_ratio", -1),
     "log_odds_ratio": ("log_odds_chosen", 1),
-    **{name: (name, 1) for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")},
+    **{
+        name: (name, 1)
+        for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+    },
     **{name: (name, 1) for name in ("logps/chosen", "logps/rejected")},
 }
 
@@ -86,7 +89,9 @@ def test_twenty_adamw_steps_follow_trls_trainer(family: str, tmp_path: Path) -> 
     trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
-    batches = [pad_pairs(pairs[start : start + 3], pad_id=tokenizer.pad_token_id) for start in range(0, 60, 3)]
+    batches = [
+        pad_pairs(pairs[start : start + 3], pad_id=tokenizer.pad_token_id) for start in range(0, 60, 3)
+    ]
     module = module_of(
         model,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0),

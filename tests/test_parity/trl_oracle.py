@@ -35,7 +35,9 @@ class SequentialORPOTrainer(ORPOTrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def make_trainer(model: Any, tokenizer: Any, rows: list[dict[str, Any]], folder: Path, **settings: Any) -> Any:
+def make_trainer(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], folder: Path, **settings: Any
+) -> Any:
     """Return a trainer ready to train or to be asked for one batch's loss."""
     defaults: dict[str, Any] = {
         "beta": 0.1,
