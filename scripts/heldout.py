@@ -126,6 +126,21 @@ def answer(model: Any, tokenizer: Any, prompt: list[int]) -> str:
     return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
 
 
+def print_changed_answers(model: Any, pairs: Any, tokenizer: Any, count: int) -> None:
+    """Print the first few prompts whose greedy answer the training changed."""
+    for index in range(len(pairs)):
+        if count == 0:
+            return
+        prompt = list(pairs[index].prompt)
+        with model.disable_adapter():
+            before = answer(model, tokenizer, prompt)
+        after = answer(model, tokenizer, prompt)
+        if before != after:
+            print("\n" + tokenizer.decode(prompt, skip_special_tokens=True).strip())
+            print(f"  before: {before}\n  after:  {after}")
+            count -= 1
+
+
 def main() -> None:
     """Print samples and, as the last line, the held-out accuracy before and after."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -138,12 +153,7 @@ def main() -> None:
     with model.disable_adapter():
         base = score_pairs(model, pairs, options.batch_size)
     trained = score_pairs(model, pairs, options.batch_size)
-    for index in range(0, len(pairs), max(1, len(pairs) // max(1, options.samples)))[: options.samples]:
-        prompt = list(pairs[index].prompt)
-        with model.disable_adapter():
-            before = answer(model, tokenizer, prompt)
-        print("\n" + tokenizer.decode(prompt, skip_special_tokens=True).strip())
-        print(f"  before: {before}\n  after:  {answer(model, tokenizer, prompt)}")
+    print_changed_answers(model, pairs, tokenizer, options.samples)
     found = figures(base, trained, pairs)
     if options.out:
         options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -36,3 +36,38 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_model("llama", tokenizer=tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run scripts/quickstart here, kill it once, run it again; return its folder and what it printed."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (folder / "venv" / "installed").touch()
+    run = folder / "runs" / "quickstart"
+    settings = {"VENV": str(folder / "venv"), "RUN_DIR": str(run), "XDG_CACHE_HOME": str(folder / "cache")}
+    environment = {**os.environ, **settings}
+    environment.pop("OMP_NUM_THREADS")
+    words = ["bash", str(Path(__file__).parent.parent / "scripts" / "quickstart")]
+    log = (folder / "killed.log").open("w")
+    first = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    last = run / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 600
+    while not last.is_file():
+        printed = (folder / "killed.log").read_text()
+        assert first.poll() is None, f"ended before its first checkpoint:\n{printed}"
+        assert time.monotonic() < deadline, printed
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    return run, second.stdout
