@@ -228,10 +228,17 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
     return {names[id(layer)]: list(ids) for layer in layers}
 
 
-def untrained_stop_tokens(model: PreTrainedModel, stop_ids: Sequence[int]) -> list[int]:
-    """Return the stop tokens that no config names as the base model's end: has it learned them?"""
+def unlearnable_stop_tokens(model: Any, stop_ids: Sequence[int]) -> list[int]:
+    """Return the stop tokens that the base may not know and the training cannot teach.
+
+    No config names them as the base's end, and neither the head nor their own rows are trained: LoRA alone
+    leaves the scores of a token it never learned where they are.
+    """
+    causal = causal_model(model)
+    if any(parameter.requires_grad for parameter in causal.get_output_embeddings().parameters()):
+        return []
     known: set[int] = set()
-    for config in (model.config, model.generation_config):
+    for config in (causal.config, causal.generation_config):
         value = getattr(config, "eos_token_id", None)
         known |= set(value if isinstance(value, list) else [value]) - {None}
     return [token for token in stop_ids if token not in known]

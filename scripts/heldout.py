@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from orpo_lightning.modeling import load_base
 from orpo_lightning.scoring import score, take_apart
 
 RESAMPLES = 4000
+# Told to every CPU run, but slow and not wrong is all it means.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class Scores(NamedTuple):

@@ -22,7 +22,7 @@ from orpo_lightning.modeling import (
     load_config,
     parameter_counts,
     supported_attention,
-    untrained_stop_tokens,
+    unlearnable_stop_tokens,
 )
 
 IDS = torch.tensor([[5, 9, 40, 41, 80, 7]])
@@ -209,8 +209,13 @@ def test_an_architecture_without_sdpa_gets_eager_attention_and_the_reason() -> N
     assert "sdpa" in supported_attention(Gemma2Config(), sdpa).reason
 
 
-def test_a_stop_token_that_no_config_names_counts_as_unlearned(tiny_base: str) -> None:
-    model = load_base(tiny_base)
-    eos = model.config.eos_token_id
-    assert untrained_stop_tokens(model, [eos]) == []
-    assert untrained_stop_tokens(model, [eos, 5]) == [5]
+def test_a_stop_token_that_no_config_names_cannot_be_learned_by_lora_alone(tiny_base: str) -> None:
+    def unlearnable(*token_rows: int) -> list[int]:
+        base = load_base(tiny_base)
+        settings: dict[str, Any] = {"r": 2, "alpha": 2, "dropout": 0.0, "targets": ["q_proj"]}
+        model = add_lora(base, variant="lora", init="default", trainable_token_ids=token_rows, **settings)
+        return unlearnable_stop_tokens(model, [base.config.eos_token_id, 5])
+
+    assert unlearnable() == [5]
+    assert unlearnable(5) == []
+    assert unlearnable_stop_tokens(load_base(tiny_base), [5]) == []  # all weights are trained

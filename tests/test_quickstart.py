@@ -47,7 +47,7 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
     )
     data.setup("test")
     assert data.test_dataset is not None
-    pairs = [data.test_dataset[index] for index in range(40)]
+    pairs = [data.test_dataset[index] for index in range(100)]
 
     def accuracy(model: torch.nn.Module) -> float:
         wins = 0
@@ -57,9 +57,10 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
             wins += int(sums["chosen_sum"] / len(pair.chosen) > sums["rejected_sum"] / len(pair.rejected))
         return wins / len(pairs)
 
-    before = accuracy(base)
+    assert accuracy(base) < 0.85
     # Trained on the NF4 base, loaded here on the unquantised one: close, not equal.
-    assert accuracy(PeftModel.from_pretrained(base, folder / "adapter").eval()) > before + 0.15
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    assert accuracy(adapted) > 0.93
 
 
 @pytest.mark.parametrize(

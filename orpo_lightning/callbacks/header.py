@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning
 
+from orpo_lightning.modeling import unlearnable_stop_tokens
+
 log = logging.getLogger(__name__)
 
 
@@ -50,12 +52,17 @@ class RunHeader(lightning.Callback):
             )
 
     def _print(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self._printed or not trainer.is_global_zero:
+        if self._printed:
             return
         self._printed = True
+        if trainer.state.fn == "fit":
+            # The sanity check comes before it, the number of batches after it, and all ranks do it together.
+            trainer.fit_loop.setup_data()
+        if not trainer.is_global_zero:
+            return
         rows = {**model_rows(module), "precision": str(trainer.precision), **data_rows(trainer)}
         if trainer.state.fn == "fit":
-            rows |= step_rows(trainer)
+            rows |= {**step_rows(trainer), **stop_token_rows(trainer, module)}
         log.info("%s", aligned({**rows, **self.rows}))
 
 
@@ -77,10 +84,24 @@ def data_rows(trainer: Any) -> dict[str, str]:
     return {} if report is None else {split: str(held) for split, held in report().items()}
 
 
+def stop_token_rows(trainer: Any, module: Any) -> dict[str, str]:
+    """Return a warning where answers end with a token the model does not know and will not learn."""
+    report = getattr(getattr(trainer, "datamodule", None), "report", None)
+    train = None if report is None else report().get("train")
+    if train is None or not hasattr(module, "model"):
+        return {}
+    ids = {trainer.datamodule.processor.convert_tokens_to_ids(token): token for token in train.stop_tokens}
+    names = [ids[token] for token in unlearnable_stop_tokens(module.model, list(ids))]
+    if not names:
+        return {}
+    unlearned = f"the base may never have learned to stop with {', '.join(names)}, nor will LoRA"
+    advice = f"set model.trainable_tokens: {names}, or a chat template that ends with the base's own stop token"
+    return {"warning": f"{unlearned}: {advice}"}
+
+
 def step_rows(trainer: Any) -> dict[str, str]:
-    """Return the counts of optimizer steps and of the pairs in each."""
+    """Return the counts of optimizer steps and of the pairs in each; the training data must be set up."""
     accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
-    trainer.fit_loop.setup_data()  # a sanity check comes before it, and the number of batches after it
     total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     per_epoch = math.ceil(batches / accumulate) if batches != float("inf") else "unknown"
     rows = {"steps": f"{total} in all, {per_epoch} per pass over the data"}
