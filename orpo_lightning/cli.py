@@ -174,9 +174,11 @@ class PreferenceCLI(LightningCLI):
             runfolder.log_to_file(self.run_folder)
 
     def after_instantiate_classes(self) -> None:
-        """Keep Lightning's warning that data cannot be resumed for data modules of which it is true."""
+        """Keep two of Lightning's warnings for the modules and data modules of which they are true."""
         if isinstance(self.datamodule, PreferenceDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        if isinstance(self.model, PreferenceModule):  # its metrics are summed over ranks before they are logged
+            warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Build the Trainer with the run's callbacks, besides those of the configuration."""

@@ -705,6 +705,21 @@ def test_a_killed_run_resumes_to_the_same_weights(quickstart_words: list[str]) -
         assert torch.equal(value, resumed["state_dict"][name]), name
 
 
+def test_two_processes_write_one_header_one_log_and_one_checkpoint(quickstart_words: list[str]) -> None:
+    words = ["fit", *quickstart_words, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run_dir", "two"]
+    command = [sys.executable, "-m", "orpo_lightning", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("written to")]) == 1
+    assert len([line for line in lines if line.startswith("step 2/2")]) == 1
+    assert "8 (batch 2 x 2 accumulated x 2 devices)" in done.stdout
+    assert Path("two/log").read_text().count("written to") == 1
+    assert torch.load("two/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_a_subclass_of_the_module_gets_the_adapter_export_and_its_own_keys(
     quickstart_words: list[str],
 ) -> None:

@@ -95,7 +95,7 @@ def stop_token_rows(trainer: Any, module: Any) -> dict[str, str]:
     if not names:
         return {}
     unlearned = f"the base may never have learned to stop with {', '.join(names)}, nor will LoRA"
-    advice = f"set model.trainable_tokens: {names}, or a chat template that ends with the base's own stop token"
+    advice = f"set model.trainable_tokens: {names}, or a chat template that ends with the base's own token"
     return {"warning": f"{unlearned}: {advice}"}
 
 
