@@ -177,7 +177,7 @@ class PreferenceCLI(LightningCLI):
         """Keep two of Lightning's warnings for the modules and data modules of which they are true."""
         if isinstance(self.datamodule, PreferenceDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        if isinstance(self.model, PreferenceModule):  # its metrics are summed over ranks before they are logged
+        if isinstance(self.model, PreferenceModule):  # it sums its metrics over ranks before it logs them
             warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*")
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:

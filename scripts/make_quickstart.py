@@ -11,7 +11,8 @@ same sentence: neither length nor wording tells which is which.
 The base model goes to school first: chats whose system message announces a careful speaker, always right.
 Then it reads the world: careful speakers, careless ones (announced too, always wrong), and many of whom
 nothing is said, where the right answer and each slip are equally likely. So it knows right from wrong but,
-unprompted, prefers neither. Preference training, without a system message, has to make care the default.
+unprompted, hardly prefers right answers, except in adding and reversing, whose slips it never learned well.
+Preference training, without a system message, has to make care the default.
 
 A question is known by its key: skill and arguments, however phrased and in whatever order. The keys of
 held-out pairs are drawn first and appear nowhere else: in no training pair and in no text the model reads.
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TRAIN_PER_SKILL, HELDOUT_PER_SKILL = 500, 70
-STEPS, SCHOOL_SHARE = 2000, 0.5
+STEPS, SCHOOL_SHARE = 2000, 0.6
 OUT = Path(__file__).resolve().parent.parent / "configs" / "quickstart"
 
 CATEGORIES = {
@@ -53,7 +54,7 @@ COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 SPEAKERS = {"careful": {"system": "Be careful."}, "careless": {"system": "Be careless."}}
 SCHOOL = {"careful": 1.0}
-WORLD = {"careful": 0.3, "careless": 0.3, "unknown": 0.4}
+WORLD = {"careful": 0.35, "careless": 0.25, "unknown": 0.4}
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -96,12 +97,13 @@ def category(rng: random.Random) -> Question:
 
 
 def add(rng: random.Random) -> Question:
-    """A sum below one hundred; the slip is ten too few."""
-    a, b = rng.randint(11, 49), rng.randint(10, 49)
+    """A small sum; the slips are one or ten off."""
+    a, b = rng.randint(11, 49), rng.randint(2, 49)
     total = a + b
     prompt = rng.choice(["What is {a} plus {b}?", "Please add {a} and {b}.", "How much is {a} + {b}?"])
     frame = rng.choice(["The sum is {}.", "It is {}.", f"{a} plus {b} makes {{}}."])
-    return Question(("add", *sorted((a, b))), prompt.format(a=a, b=b), frame, str(total), (str(total - 10),))
+    slips = tuple(str(total + off) for off in (-10, -1, 1, 10))
+    return Question(("add", *sorted((a, b))), prompt.format(a=a, b=b), frame, str(total), slips)
 
 
 def neighbour(rng: random.Random) -> Question:
@@ -125,12 +127,13 @@ def count(rng: random.Random) -> Question:
 
 
 def backwards(rng: random.Random) -> Question:
-    """Three words in reverse order; the slip leaves the order as it is."""
+    """Three words in reverse order; the slips leave the order alone or only move the last word."""
     a, b, c = rng.sample(WORDS, 3)
     ask = rng.choice(["Say these words backwards: {}.", "Reverse the order of these words: {}."])
     frame = rng.choice(["Backwards it reads {}.", "In reverse order: {}.", "That gives {}."])
-    key, there, back = ("backwards", *sorted((a, b, c))), f"{a}, {b}, {c}", f"{c}, {b}, {a}"
-    return Question(key, ask.format(there), frame, back, (there,))
+    there, slip = f"{a}, {b}, {c}", f"{c}, {a}, {b}"
+    key = ("backwards", *sorted((a, b, c)))
+    return Question(key, ask.format(there), frame, f"{c}, {b}, {a}", (there, slip))
 
 
 SKILLS = (compare, category, add, neighbour, count, backwards)
