@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-
-from tests.hub_server import GATED_NOT_ALLOWED, SERVER_ERROR, Fault, HubServer, write_ultrafeedback
-from tests.tiny_models import save_tiny_mistral, tiny_model, tiny_tokenizer
+from hub_server import GATED_NOT_ALLOWED, SERVER_ERROR, Fault, HubServer, write_ultrafeedback
+from tiny_models import save_tiny_mistral, tiny_model, tiny_tokenizer
 
 MODEL, DATA, GATED = "mistralai/Mistral-7B-v0.1", "HuggingFaceH4/ultrafeedback_binarized", "some/gated-model"
 TEXT = "Sort the numbers: 3, 1 — and 2\n"

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_server import HubServer, write_ultrafeedback
 from peft import PeftModel
 from tiny_models import save_tiny_mistral
 from transformers import AutoModelForCausalLM
-
-from tests.hub_server import HubServer, write_ultrafeedback
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAIRS = "mistralai/Mistral-7B-v0.1", "HuggingFaceH4/ultrafeedback_binarized"
