@@ -61,6 +61,14 @@ def test_the_logged_loss_is_the_papers_loss_written_out(tiny_base: str) -> None:
     assert results[0]["val/loss"] == pytest.approx(orpo_by_hand(module.model, pairs, 0.3).item(), rel=1e-5)
 
 
+def test_without_the_odds_ratio_the_loss_is_the_models_own_on_the_chosen_sequence(tiny_base: str) -> None:
+    module = module_on(tiny_base, objective=ORPO(beta=0.0))
+    pair = random_pairs(1, 100)[0]
+    found = make_trainer().validate(module, loader([pair], 1), verbose=False)[0]
+    ids = torch.tensor([pair.prompt + pair.chosen])
+    assert found["val/loss"] == pytest.approx(module.model(input_ids=ids, labels=ids).loss.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_validation_metrics_equal_a_float64_reference_whatever_the_batch_size(
     tiny_base: str, batch_size: int
