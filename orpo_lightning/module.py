@@ -252,7 +252,6 @@ class PreferenceModule(lightning.LightningModule):
         values = {**self.train_means.compute(), "grad_norm": self._grad_norm, **rates}
         values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._log("train", values)
-        self.log("step", float(step))  # the x axis of this record; Lightning's own is one less
         self.train_means.reset()
         self._grad_norm = None
         self._speed.restart()
@@ -278,6 +277,9 @@ class PreferenceModule(lightning.LightningModule):
         return self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
 
     def _log(self, stage: str, values: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            # The x axis of this record: optimizer steps done. Lightning's own count is one less.
+            self.log("step", float(self.trainer.global_step))
         # The sums were added up over ranks already: nothing to synchronise.
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in _PROGRESS_BAR, rank_zero_only=False)

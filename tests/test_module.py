@@ -224,6 +224,23 @@ def test_every_name_of_the_table_is_logged_in_training_and_validation(tiny_base:
     assert extras <= trainer.callback_metrics.keys()
 
 
+def test_training_and_validation_values_stand_at_the_optimizer_steps_done(
+    tiny_base: str, tmp_path: Path
+) -> None:
+    import csv
+
+    from lightning.pytorch.loggers import CSVLogger
+
+    batches = loader(random_pairs(8, 100), 1)
+    settings = {"max_steps": 4, "accumulate_grad_batches": 2, "val_check_interval": 4, "log_every_n_steps": 2}
+    trainer = make_trainer(logger=CSVLogger(tmp_path), **settings)
+    trainer.fit(module_on(tiny_base), batches, batches)
+    with (Path(trainer.logger.log_dir) / "metrics.csv").open() as lines:  # type: ignore[union-attr,arg-type]
+        rows = list(csv.DictReader(lines))
+    for name in ("train/loss", "val/loss"):
+        assert [row["step"] for row in rows if row[name]] == ["2", "4"], name
+
+
 def test_a_training_metric_is_the_mean_over_the_pairs_of_all_micro_batches_since_the_last_log(
     tiny_base: str,
 ) -> None:
