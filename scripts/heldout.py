@@ -12,21 +12,24 @@ import argparse
 import json
 import logging
 import random
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import yaml
-from peft import PeftModel
+# What libraries tell every CPU run while they are imported and used; nothing in it is wrong here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*")
 
-from orpo_lightning import PreferenceDataModule
-from orpo_lightning.batching import pad_pairs
-from orpo_lightning.modeling import load_base
-from orpo_lightning.scoring import score, take_apart
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from peft import PeftModel  # noqa: E402
+
+from orpo_lightning import PreferenceDataModule  # noqa: E402
+from orpo_lightning.batching import pad_pairs  # noqa: E402
+from orpo_lightning.modeling import load_base  # noqa: E402
+from orpo_lightning.scoring import score, take_apart  # noqa: E402
 
 RESAMPLES = 4000
-# Told to every CPU run, but slow and not wrong is all it means.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class Scores(NamedTuple):
