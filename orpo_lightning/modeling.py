@@ -207,7 +207,7 @@ def add_lora(
     if trainable_token_ids:
         settings["trainable_token_indices"] = _token_rows(model, trainable_token_ids)
     # The same numbers on every rank, whatever was drawn before.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, LoraConfig(**settings))

@@ -61,10 +61,8 @@ def test_a_quantised_base_trains_its_adapter(tiny_base: str, quantization: Any) 
         warmup=0,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
     )
-    trainer = make_trainer(max_steps=8)
     batches = loader(random_pairs(16, 100), 16)
-    before = trainer.validate(module, batches, verbose=False)[0]["val/loss"]
-    module.train()
+    before = make_trainer().validate(module, batches, verbose=False)[0]["val/loss"]
     make_trainer(max_steps=8, max_epochs=8).fit(module, batches)
     after = make_trainer().validate(module, batches, verbose=False)[0]["val/loss"]
     assert after < before
