@@ -26,11 +26,13 @@ def read_curves(folder: Path) -> dict[str, list[list[float]]]:
 
     events = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0})
     events.Reload()
-    return {
-        name: [[event.step, event.value] for event in events.Scalars(name)]
-        for name in sorted(events.Tags()["scalars"])
-        if name.startswith(("train/", "val/"))
-    }
+    curves = {}
+    for name in sorted(events.Tags()["scalars"]):
+        if name.startswith(("train/", "val/")):
+            # A run killed after a checkpoint logs the steps behind it twice: the resumed run's count.
+            last = {event.step: event.value for event in events.Scalars(name)}
+            curves[name] = [[step, value] for step, value in sorted(last.items())]
+    return curves
 
 
 def paint(curves: dict[str, Any], path: Path) -> None:

@@ -66,15 +66,17 @@ def interval(values: list[float], prompts: list[Any], seed: int = 0) -> tuple[fl
 
 @torch.no_grad()
 def score_pairs(model: Any, pairs: Any, batch_size: int) -> Scores:
-    """Return every pair's mean log-probabilities."""
-    scorer, chosen, rejected = take_apart(model), [], []
+    """Return every pair's mean log-probabilities, computed in batches of like length."""
+    scorer, found = take_apart(model), {}
     model.eval()
+    order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
     for start in range(0, len(pairs), batch_size):
-        stop = min(start + batch_size, len(pairs))
-        logps = score(scorer, pad_pairs([pairs[index] for index in range(start, stop)], pad_id=0))
-        chosen += (logps.chosen_sum / logps.chosen_tokens).tolist()
-        rejected += (logps.rejected_sum / logps.rejected_tokens).tolist()
-    return Scores(chosen, rejected)
+        batch = order[start : start + batch_size]
+        logps = score(scorer, pad_pairs([pairs[index] for index in batch], pad_id=0))
+        chosen = (logps.chosen_sum / logps.chosen_tokens).tolist()
+        rejected = (logps.rejected_sum / logps.rejected_tokens).tolist()
+        found.update(zip(batch, zip(chosen, rejected, strict=True), strict=True))
+    return Scores(*([found[index][side] for index in range(len(pairs))] for side in (0, 1)))
 
 
 def load_run(folder: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
