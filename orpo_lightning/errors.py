@@ -33,3 +33,8 @@ class DivergedError(UserError):
     """Training produced non-finite numbers (exit 6)."""
 
     exit_code = 6
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -56,10 +56,6 @@ class WeightedMeans(Metric):
         self.names = ()
         super().reset()
 
-    def count(self, name: str) -> Tensor:
-        """Return the local count behind the mean of that name."""
-        return self.totals[self.names.index(name), 1]
-
 
 class Speed:
     """Pairs and scored tokens per second of this process, pauses (validation) left out."""

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from orpo_lightning.errors import SurroundingsError, UsageError
+from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hardware import Choice
 
 Quantization = Literal["nf4", "int8", "none"]
@@ -63,11 +63,6 @@ def supported_attention(config: PretrainedConfig, choice: Choice) -> Choice:
 def causal_model(model: Any) -> Any:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def quantization_config(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

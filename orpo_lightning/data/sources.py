@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_lightning.errors import DataError, SurroundingsError
+from orpo_lightning.errors import DataError, SurroundingsError, first_line
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[^:/]+))?")
 
@@ -108,9 +108,9 @@ def _load_hub(place: HubName) -> Any:
     try:
         return datasets.load_dataset(place.name, split=place.split)
     except ConnectionError as error:
-        raise SurroundingsError(f"{place.name}: the hub cannot be reached: {_first_line(error)}") from error
+        raise SurroundingsError(f"{place.name}: the hub cannot be reached: {first_line(error)}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{place.name}:{place.split}: cannot be loaded: {_first_line(error)}") from error
+        raise DataError(f"{place.name}:{place.split}: cannot be loaded: {first_line(error)}") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
@@ -146,7 +146,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield Row(values, f"{path} row {number}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is not a readable Parquet file: {_first_line(error)}") from error
+        raise DataError(f"{path}: is not a readable Parquet file: {first_line(error)}") from error
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -198,7 +198,7 @@ def _parse_json(text: str, where: str) -> Any:
         hint = " (cut off?)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
         raise DataError(f"{where}: is not JSON: {error.msg}, character {error.pos}{hint}") from None
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{where}: is not usable JSON: {_first_line(error)}") from None
+        raise DataError(f"{where}: is not usable JSON: {first_line(error)}") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,7 +218,3 @@ def _nearest(path: Path) -> str:
         return f" (and no folder {path.parent})"
     close = difflib.get_close_matches(path.name, names, n=1)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
