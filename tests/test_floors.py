@@ -18,6 +18,7 @@ FLOORS = {
     "batching": 0,
     "objectives": 0,
     "data": 1,
+    "data.flags": 0,
     "data.left_out": 0,
     "data.records": 0,
     "data.datamodule": 2,

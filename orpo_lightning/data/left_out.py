@@ -1,7 +1,7 @@
 """A row that is not trained on: where it stands, why, and whether it is broken or only of no use.
 
-Readers, shapes and token rules pass it on in the place of the row, so that reading goes on behind it and every
-row that came in is accounted for at the end.
+Readers, shapes and token rules pass it on in the row's place, so that reading goes on behind it and every row
+that came in is accounted for at the end.
 """
 
 from __future__ import annotations
