@@ -1,0 +1,161 @@
+"""How a transformers model comes to use shared prefixes: an attention function of its own name.
+
+A call without a `SharedPrefix` (validation in another layout, `generate`) goes on to the implementation the
+model had before. So the name can stay for good: gradient checkpointing, which calls attention again in the
+backward pass, finds the same function and, among the arguments it kept, the same plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
+from orpo_lightning.hardware import Device
+from orpo_lightning.shared_attention import packed, rows, slices
+from orpo_lightning.shared_attention.base import Recipe, same_dtype
+from orpo_lightning.shared_attention.choice import Needs, choose_backend, find_backends
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "shared_prefix_"
+_ATTEND = {
+    "slices": slices.attend,
+    "rows": rows.attend,
+    "flash_attn_2": partial(packed.attend_packed, packed.flash_attention_2),
+    "flash_attn_3": partial(packed.attend_packed, packed.flash_attention_3),
+    "torch_varlen": partial(packed.attend_packed, packed.torch_varlen),
+    "flex_attention": packed.attend_flex,
+}
+_no_masks: ContextVar[bool] = ContextVar("no_masks", default=False)
+_excluded: set[str] = set()
+
+
+def install(model: nn.Module) -> None:
+    """Let every attention layer of `model` take shared prefixes; without one nothing changes."""
+    for config in _configs(model):
+        before = config._attn_implementation or "eager"
+        if not before.startswith(_PREFIX):
+            name = _PREFIX + before
+            AttentionInterface.register(name, partial(_attend_or_pass_on, before=before))
+            AttentionMaskInterface.register(name, partial(_mask, before=before))
+            config._attn_implementation = name
+
+
+def uninstall(model: nn.Module) -> None:
+    """Give every layer of `model` the implementation back that it had before `install`."""
+    for config in _configs(model):
+        config._attn_implementation = (config._attn_implementation or "").removeprefix(_PREFIX)
+
+
+def _configs(model: nn.Module) -> list[PretrainedConfig]:
+    found = (getattr(module, "config", None) for module in model.modules())
+    return list({id(one): one for one in found if isinstance(one, PretrainedConfig)}.values())
+
+
+@contextmanager
+def without_masks() -> Iterator[None]:
+    """Spare a forward pass on a flat row its (T, T) masks. They would be built for nothing, not used."""
+    token = _no_masks.set(True)
+    try:
+        yield
+    finally:
+        _no_masks.reset(token)
+
+
+def _mask(*args: Any, before: str, **kwargs: Any) -> Any:
+    function = ALL_MASK_ATTENTION_FUNCTIONS.get(before)
+    return None if _no_masks.get() or function is None else function(*args, **kwargs)
+
+
+def _attend_or_pass_on(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    *,
+    before: str,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The attention function, as transformers calls it: (1, heads, T, width) → (1, T, heads, width)."""
+    plan = kwargs.pop(KEYWORD, None)
+    if plan is None:
+        return _pass_on(before, module, query, key, value, attention_mask, **kwargs)
+    return _attend(module, query, key, value, plan, **kwargs), None
+
+
+def _pass_on(before: str, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    names = vars(sys.modules[type(module).__module__])
+    # Some architectures have a collection of their own, and each its own eager attention.
+    functions = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+    function = functions.get_interface(before, names.get("eager_attention_forward"))
+    if "flash" not in before:
+        return function(module, *args, **kwargs)
+    # This one looks its own name up in the config.
+    name, module.config._attn_implementation = module.config._attn_implementation, before
+    try:
+        return function(module, *args, **kwargs)
+    finally:
+        module.config._attn_implementation = name
+
+
+@torch.compiler.disable
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: SharedPrefix,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    if dropout or is_causal is False or position_bias is not None or key.shape[2] != query.shape[2]:
+        name = type(module).__name__
+        raise NotImplementedError(f"{name} asks for more than causal attention among the tokens at hand")
+    query, key, value = same_dtype(query, key, value)
+    window = sliding_window if sliding_window and sliding_window < plan.longest else None
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    recipe = Recipe(scale, window, softcap, s_aux)
+    width = max(key.shape[-1], value.shape[-1])
+    needs = Needs(query.dtype, width, window is not None, softcap is not None, s_aux is not None)
+    output = _ATTEND[_backend(_device(query.device), needs)](query, key, value, plan, recipe)
+    return output.contiguous()
+
+
+@lru_cache
+def _device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device(device.type, device.type.upper())
+    return Device("cuda", torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+@lru_cache
+def _backend(device: Device, needs: Needs) -> str:
+    choice = choose_backend(device, needs, find_backends() - _excluded)
+    log.info("attention over shared prefixes: %s (%s)", choice.value, choice.reason)
+    return choice.value
+
+
+def exclude(backend: str) -> None:
+    """Do without a backend from now on."""
+    _excluded.add(backend)
+    _backend.cache_clear()
