@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from orpo_lightning.batching.base import PairBatch
+from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.shared_attention.interface import without_masks
 
 
 class Scorer(NamedTuple):
@@ -90,13 +93,24 @@ def _self_check(scorer: Scorer) -> str | None:
 
 def score(scorer: Scorer, batch: PairBatch) -> PairLogps:
     """Return the log-probabilities of a batch's pairs under the scorer's model."""
+    logps, router_loss = score_targets(scorer, batch)
+    return pair_logps(logps, batch, router_loss)
+
+
+def score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+    """Return log p of each of the batch's targets, (N,), and a mixture of experts' router loss.
+
+    The router loss counts every token that was routed: in the padded layout the prompt of a pair twice, in
+    the shared one once.
+    """
     inputs = {**batch.model_inputs, "use_cache": False}
     routed = bool(getattr(scorer.model.config, "output_router_logits", False))
     if routed:
         inputs["output_router_logits"] = True
-    if scorer.backbone is None or scorer.head is None:
-        return _score_by_full_logits(scorer.model, inputs, batch)
-    output = scorer.backbone(**inputs)
+    with without_masks() if KEYWORD in inputs else nullcontext():
+        if scorer.backbone is None or scorer.head is None:
+            return _score_by_full_logits(scorer.model, inputs, batch)
+        output = scorer.backbone(**inputs)
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.target_positions)
     logps = target_logps(
         hidden,
@@ -106,14 +120,15 @@ def score(scorer: Scorer, batch: PairBatch) -> PairLogps:
         head_is_frozen=scorer.head_is_frozen,
     )
     router_loss = load_balancing_loss(scorer.model, output, inputs.get("attention_mask")) if routed else None
-    return pair_logps(logps, batch, router_loss)
+    return logps, router_loss
 
 
-def _score_by_full_logits(model: nn.Module, inputs: dict[str, Any], batch: PairBatch) -> PairLogps:
+def _score_by_full_logits(
+    model: nn.Module, inputs: dict[str, Any], batch: PairBatch
+) -> tuple[Tensor, Tensor | None]:
     output = model(**inputs)
     logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
-    router_loss = getattr(output, "aux_loss", None)
-    return pair_logps(rows_logps(logits, batch.target_ids, nn.Identity()), batch, router_loss)
+    return rows_logps(logits, batch.target_ids, nn.Identity()), getattr(output, "aux_loss", None)
 
 
 def load_balancing_loss(model: Any, output: Any, attention_mask: Tensor | None) -> Tensor | None:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 
+from orpo_lightning.batching.base import Layout
 from orpo_lightning.batching.padded import pad_pairs
-from orpo_lightning.batching.sampler import Loader, PlannedSampler, SortedSampler
+from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler, SortedSampler
+from orpo_lightning.batching.shared_prefix import lay_flat
 from orpo_lightning.data.cache import PairTable, default_cache_dir, open_table
 from orpo_lightning.data.checks import (
     refuse_impossible_limits,
@@ -53,6 +55,8 @@ class PreferenceDataModule(LightningDataModule):
         max_prompt_length: Most tokens of a prompt; without it only max_length counts.
         overlong: What happens to longer pairs: "drop" leaves them out and counts them, "truncate" cuts the
             prompt on the left to max_prompt_length and the answers on the right, "error" stops.
+        layout: How pairs are laid out for the model: "padded", a row for each sequence; "shared_prefix", each
+            prompt computed once and nothing padded; "auto", the latter where the model gives equal numbers.
         batch_size: Pairs in one micro-batch on one device.
         validation_batch_size: Pairs in one batch of validation and test; twice batch_size where left out.
         validation_size: How many pairs to validate on, drawn with the seed; null takes all of them.
@@ -74,6 +78,7 @@ class PreferenceDataModule(LightningDataModule):
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         overlong: Literal["drop", "truncate", "error"] = "drop",
+        layout: Layout = "auto",
         batch_size: int = 2,
         validation_batch_size: int | None = None,
         validation_size: int | None = 256,
@@ -89,6 +94,7 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
         self.chat_template = chat_template
         self.max_length, self.max_prompt_length, self.overlong = max_length, max_prompt_length, overlong
+        self.layout: Layout = layout
         self.batch_size = batch_size
         self.validation_batch_size = validation_batch_size or 2 * batch_size
         self.validation_size = validation_size
@@ -244,10 +250,18 @@ class PreferenceDataModule(LightningDataModule):
         return Rows(source, source_fingerprint(source), lambda: self.load_rows(split))
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
-        known = (self.processor.pad_token_id, self.processor.eos_token_id, 0)
-        collate = partial(pad_pairs, pad_id=next(token for token in known if token is not None))
         on_gpu = torch.cuda.is_available()
-        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
+        return Loader(pairs, plan, self._collate(), num_workers=self.num_workers, pin_memory=on_gpu)
+
+    def _collate(self) -> Collate:
+        """Return what lays pairs out, as the module that will score them wants it."""
+        choose = getattr(self.trainer and self.trainer.lightning_module, "choose_layout", None)
+        if choose is None and self.layout == "shared_prefix":
+            raise UsageError("data.layout shared_prefix needs a module with choose_layout; use padded")
+        if choose is not None and choose(self.layout).value == "shared_prefix":
+            return lay_flat
+        known = (self.processor.pad_token_id, self.processor.eos_token_id, 0)
+        return partial(pad_pairs, pad_id=next(token for token in known if token is not None))
 
     def _sorted_loader(self, pairs: PairTable) -> Loader:
         self._require_own_sampler()

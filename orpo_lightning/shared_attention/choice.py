@@ -77,7 +77,7 @@ def _flash(device: Device, needs: Needs, available: Set[str]) -> Choice:
         return Choice("none", "torch's own has no soft-cap, and package flash-attn is not installed")
     if "torch_varlen" in available:
         return Choice("torch_varlen", "torch's own FlashAttention (package flash-attn is not installed)")
-    return Choice("none", "neither package flash-attn nor a torch with variable-length attention is installed")
+    return Choice("none", "neither package flash-attn nor a torch that has it is installed")
 
 
 def find_backends() -> frozenset[str]:

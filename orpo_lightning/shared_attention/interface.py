@@ -7,9 +7,8 @@ backward pass, finds the same function and, among the arguments it kept, the sam
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
@@ -22,15 +21,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
-from orpo_lightning.hardware import Device
+from orpo_lightning.hardware import Choice, Device
 from orpo_lightning.shared_attention import packed, rows, slices
 from orpo_lightning.shared_attention.base import Recipe, same_dtype
 from orpo_lightning.shared_attention.choice import Needs, choose_backend, find_backends
 
-log = logging.getLogger(__name__)
-
 _PREFIX = "shared_prefix_"
-_ATTEND = {
+_ATTEND: dict[str, Callable[..., Tensor]] = {
     "slices": slices.attend,
     "rows": rows.attend,
     "flash_attn_2": partial(packed.attend_packed, packed.flash_attention_2),
@@ -39,24 +36,32 @@ _ATTEND = {
     "flex_attention": packed.attend_flex,
 }
 _no_masks: ContextVar[bool] = ContextVar("no_masks", default=False)
-_excluded: set[str] = set()
+_excluded: frozenset[str] = frozenset()
+used: dict[str, str] = {}
+"""Which backends have run, each with the reason it was chosen for."""
 
 
 def install(model: nn.Module) -> None:
     """Let every attention layer of `model` take shared prefixes; without one nothing changes."""
     for config in _configs(model):
-        before = config._attn_implementation or "eager"
-        if not before.startswith(_PREFIX):
+        before = config._attn_implementation
+        if before is not None and not before.startswith(_PREFIX):
             name = _PREFIX + before
             AttentionInterface.register(name, partial(_attend_or_pass_on, before=before))
             AttentionMaskInterface.register(name, partial(_mask, before=before))
-            config._attn_implementation = name
+            _set(config, name)
 
 
 def uninstall(model: nn.Module) -> None:
     """Give every layer of `model` the implementation back that it had before `install`."""
     for config in _configs(model):
-        config._attn_implementation = (config._attn_implementation or "").removeprefix(_PREFIX)
+        if (config._attn_implementation or "").startswith(_PREFIX):
+            _set(config, config._attn_implementation.removeprefix(_PREFIX))
+
+
+def _set(config: Any, name: str) -> None:
+    # Behind the public property, which would set all configs below this one alike.
+    config._attn_implementation_internal = name
 
 
 def _configs(model: nn.Module) -> list[PretrainedConfig]:
@@ -104,11 +109,12 @@ def _pass_on(before: str, module: Any, *args: Any, **kwargs: Any) -> tuple[Tenso
     if "flash" not in before:
         return function(module, *args, **kwargs)
     # This one looks its own name up in the config.
-    name, module.config._attn_implementation = module.config._attn_implementation, before
+    name = module.config._attn_implementation
+    _set(module.config, before)
     try:
         return function(module, *args, **kwargs)
     finally:
-        module.config._attn_implementation = name
+        _set(module.config, name)
 
 
 @torch.compiler.disable
@@ -137,8 +143,9 @@ def _attend(
     recipe = Recipe(scale, window, softcap, s_aux)
     width = max(key.shape[-1], value.shape[-1])
     needs = Needs(query.dtype, width, window is not None, softcap is not None, s_aux is not None)
-    output = _ATTEND[_backend(_device(query.device), needs)](query, key, value, plan, recipe)
-    return output.contiguous()
+    backend = _backend(_device(query.device), needs)
+    used[backend.value] = backend.reason
+    return _ATTEND[backend.value](query, key, value, plan, recipe).contiguous()
 
 
 @lru_cache
@@ -149,13 +156,12 @@ def _device(device: torch.device) -> Device:
 
 
 @lru_cache
-def _backend(device: Device, needs: Needs) -> str:
-    choice = choose_backend(device, needs, find_backends() - _excluded)
-    log.info("attention over shared prefixes: %s (%s)", choice.value, choice.reason)
-    return choice.value
+def _backend(device: Device, needs: Needs) -> Choice:
+    return choose_backend(device, needs, find_backends() - _excluded)
 
 
-def exclude(backend: str) -> None:
-    """Do without a backend from now on."""
-    _excluded.add(backend)
+def exclude(backends: Set[str]) -> None:
+    """Do without exactly these backends from now on."""
+    global _excluded
+    _excluded = frozenset(backends)
     _backend.cache_clear()

@@ -82,14 +82,14 @@ def has_torch_varlen() -> bool:
 
 
 def attend_flex(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe: Recipe) -> Tensor:
-    """Return (1, T, H, value width) of (1, heads, T, width): the flat row against itself, nothing gathered."""
-    cap = recipe.softcap
+    """Return (1, T, H, value width) of (1, heads, T, width): the row against itself, nothing gathered."""
+    cap = recipe.softcap or 0.0
 
     def bend(score: Tensor, *_: Tensor) -> Tensor:
         return torch.tanh(score / cap) * cap
 
     settings = {
-        "score_mod": None if cap is None else bend,
+        "score_mod": bend if cap else None,
         "block_mask": _block_mask(plan, recipe.window, query.device),
         "scale": recipe.scale,
         "enable_gqa": query.shape[1] != key.shape[1],

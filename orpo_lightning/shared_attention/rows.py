@@ -19,9 +19,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe
         output = _written_out(query, key, value, mask, recipe)
     else:
         # Padding stands to the right of every real query: being causal hides it, and no mask is needed.
+        if mask is not None or key.shape[-1] != value.shape[-1] or key.shape[-1] > 256:
+            key, value = _as_many_heads(query, key, value)
         output = scaled_dot_product_attention(
             query,
-            *_as_many_heads(query, key, value, masked=mask is not None),
+            key,
+            value,
             attn_mask=mask,
             is_causal=mask is None,
             scale=recipe.scale,
@@ -69,19 +72,17 @@ def _window_mask(plan: SharedPrefix, window: int, device: torch.device) -> Tenso
     return plan.derived[name]
 
 
-def _as_many_heads(query: Tensor, key: Tensor, value: Tensor, *, masked: bool) -> list[Tensor]:
-    """Repeat key and value heads where torch's fast kernels do not take them grouped."""
+def _as_many_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat key and value heads, grouped or not: masked, CUDA's fast kernels take them one by one only."""
     groups = query.shape[1] // key.shape[1]
-    fast = not masked and key.shape[-1] == value.shape[-1] <= 256
-    if groups == 1 or query.device.type == "cpu" or fast:
-        return [key, value]
-    return [tensor.repeat_interleave(groups, dim=1) for tensor in (key, value)]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
 def _written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, recipe: Recipe) -> Tensor:
     """Attention term by term, for what torch's own cannot do: the whole matrix of scores is kept."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    key, value = _as_many_heads(query, key, value)
     scores = query @ key.transpose(2, 3) * recipe.scale
     if recipe.softcap is not None:
         scores = torch.tanh(scores / recipe.softcap) * recipe.softcap
