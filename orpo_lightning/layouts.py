@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from orpo_lightning.batching.base import Layout, PairBatch, TokenizedPair
 from orpo_lightning.batching.padded import pad_pairs
@@ -78,6 +79,27 @@ def unfit(model: Any) -> str | None:
 def _prepare(scorer: Scorer) -> str | None:
     """Install attention over shared prefixes and prove it; return why not, everything being as before."""
     interface.install(scorer.model)
+    hooks: list[RemovableHandle] = []
+    try:
+        reason = _first_that_works(scorer)
+    except interface.PlanLostError:
+        hooks = interface.hand_on(scorer.model)
+        try:
+            reason = _first_that_works(scorer)
+        except interface.PlanLostError as error:
+            reason = str(error)
+    if reason is not None:
+        interface.uninstall(scorer.model)
+        for hook in hooks:
+            hook.remove()
+    return reason
+
+
+def _first_that_works(scorer: Scorer) -> str | None:
+    """Try this machine's backends, best first; return the last one's failing where there is none that works.
+
+    A kernel may be at fault rather than the model, a backend that no one could test here included.
+    """
     failed: dict[str, str] = {}
     while True:
         interface.used.clear()
@@ -85,12 +107,10 @@ def _prepare(scorer: Scorer) -> str | None:
         suspects = interface.used.keys() - {"rows"}
         if reason is None or not suspects:
             break
-        # A kernel of this machine may be at fault rather than the model: the next one is tried.
         failed |= dict.fromkeys(suspects, reason)
         interface.exclude(failed.keys())
     if reason is not None:
         interface.exclude(set())
-        interface.uninstall(scorer.model)
         return reason
     for backend, why in failed.items():
         log.warning("attention over shared prefixes does without %s: %s", backend, why)

@@ -255,7 +255,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def _collate(self) -> Collate:
         """Return what lays pairs out, as the module that will score them wants it."""
-        choose = getattr(self.trainer and self.trainer.lightning_module, "choose_layout", None)
+        module = getattr(self.trainer, "lightning_module", None)
+        choose = getattr(module, "choose_layout", None)
         if choose is None and self.layout == "shared_prefix":
             raise UsageError("data.layout shared_prefix needs a module with choose_layout; use padded")
         if choose is not None and choose(self.layout).value == "shared_prefix":

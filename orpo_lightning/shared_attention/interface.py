@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
@@ -36,6 +38,7 @@ _ATTEND: dict[str, Callable[..., Tensor]] = {
     "flex_attention": packed.attend_flex,
 }
 _no_masks: ContextVar[bool] = ContextVar("no_masks", default=False)
+_handed_on: ContextVar[SharedPrefix | None] = ContextVar("handed_on", default=None)
 _excluded: frozenset[str] = frozenset()
 used: dict[str, str] = {}
 """Which backends have run, each with the reason it was chosen for."""
@@ -50,6 +53,27 @@ def install(model: nn.Module) -> None:
             AttentionInterface.register(name, partial(_attend_or_pass_on, before=before))
             AttentionMaskInterface.register(name, partial(_mask, before=before))
             _set(config, name)
+
+
+class PlanLostError(Exception):
+    """Attention was called for a flat row without being told whose tokens it holds."""
+
+
+def hand_on(model: nn.Module) -> list[RemovableHandle]:
+    """Carry the plan past layers that keep the model's arguments from their attention (StableLM, Nemotron).
+
+    As hooks of the layers, so that a layer that is run again in the backward pass has its plan as well.
+    """
+
+    def before(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        _handed_on.set(kwargs.get(KEYWORD))
+
+    def after(*_: Any) -> None:
+        _handed_on.set(None)
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    return hooks + [layer.register_forward_hook(after, always_call=True) for layer in layers]
 
 
 def uninstall(model: nn.Module) -> None:
@@ -95,8 +119,10 @@ def _attend_or_pass_on(
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
     """The attention function, as transformers calls it: (1, heads, T, width) → (1, T, heads, width)."""
-    plan = kwargs.pop(KEYWORD, None)
+    plan = kwargs.pop(KEYWORD, None) or _handed_on.get()
     if plan is None:
+        if _no_masks.get():
+            raise PlanLostError(f"{type(module).__name__} is not given the arguments its model was called with")
         return _pass_on(before, module, query, key, value, attention_mask, **kwargs)
     return _attend(module, query, key, value, plan, **kwargs), None
 
