@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import math
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from orpo_lightning.data.left_out import LeftOut, broken
 from orpo_lightning.data.records import PreferenceRecord, Records, to_record
 from orpo_lightning.data.sources import (
-    HubName,
     Row,
-    locate,
-    read_rows,
-    rows_fingerprint,
-    source_fingerprint,
 )
 from orpo_lightning.errors import DataError
 from tests.shape_samples import SAMPLES, assistant, user
@@ -291,146 +281,3 @@ def _check_record(record: PreferenceRecord) -> None:
         texts = [message["content"] for message in messages]  # type: ignore[index]
     assert all(isinstance(text, str) and text.encode() is not None for text in texts)  # type: ignore[union-attr]
     assert record.margin is None or math.isfinite(record.margin)
-
-
-ROWS = [
-    {"prompt": "When?", "chosen": "2024-01-01", "rejected": 'a "b", c\nd'},
-    {"prompt": "Größe?", "chosen": "1e5", "rejected": "ü"},
-]
-
-
-def test_json_lines_keep_places_and_texts_through_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n\r\n{lines[1]}".encode())
-    rows = list(read_rows(str(path)))
-    assert rows == ROWS
-    assert [row.where for row in rows] == [f"{path}:1", f"{path}:3"]
-
-
-@pytest.mark.parametrize("text", [json.dumps(ROWS, indent=1), "\n".join(map(json.dumps, ROWS))])
-def test_a_json_file_may_be_an_array_or_lines(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    assert list(read_rows(str(path))) == ROWS
-
-
-def test_a_csv_file_gives_text_only_and_the_line_where_a_row_begins(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    long = {"prompt": "0123", "chosen": "y" * 200_000, "rejected": ""}
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, ROWS[0].keys())
-        writer.writeheader()
-        writer.writerows([*ROWS, long])
-    rows = list(read_rows(str(path)))
-    assert rows == [*ROWS, long]
-    # The first row's quoted line break takes a line of its own.
-    assert [row.where for row in rows] == [f"{path}:2", f"{path}:4", f"{path}:5"]
-
-
-def test_a_parquet_file_gives_strings_and_message_lists(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    expected = [{"chosen": [user("Hi"), assistant("a")], "rejected": [user("Hi"), assistant("b")], "id": "7"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(expected), path)
-    (row,) = read_rows(str(path))
-    assert row == expected[0]
-    assert row.where == f"{path} row 1"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "x.jsonl is empty: expected at least one preference pair"),
-        (b"\n\n", "x.jsonl is empty"),
-        (b'{"a": 1}\n{"a": ', "x.jsonl:2: is not JSON: Expecting value, character 6 (cut off?)"),
-        (b'{"a": "b', "x.jsonl:1: is not JSON: Unterminated string starting at, character 6 (cut off?)"),
-        (
-            b'{"a": 1}\n{"a" 1, "b": 2}\n{"a": 1}',
-            "x.jsonl:2: is not JSON: Expecting ':' delimiter, character 5",
-        ),
-        (b'{"a": 1}\n{"a": "\xe9"}', "x.jsonl:2: is not UTF-8 text (byte 7)"),
-        (b'{"a": 1, "a": 2}', "x.jsonl:1: is not usable JSON: key 'a' stands twice in one object"),
-        (b"[1, 2]", "x.jsonl:1: expected an object with chosen and rejected, found list"),
-        (b'{"a": ' + b"[" * 100_000, "x.jsonl:1: is not usable JSON"),
-    ],
-)
-def test_broken_json_lines_are_named_with_file_and_line(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=re.escape(message)):
-        list(read_rows(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.json", b"[", "x.json: is not JSON"),
-        ("x.parquet", b"PAR1 no", "x.parquet: is not a readable Parquet file"),
-        ("x.csv", b"prompt,chosen,rejected\na,b,c\na,b\n", "x.csv:3: expected 3 values"),
-        ("x.csv", b"prompt,chosen,rejected\n\xe9,b,c\n", "x.csv: is not UTF-8 text"),
-        ("x.csv", b'prompt,chosen,rejected\na,b,"c\n', "x.csv:2: is not comma-separated text"),
-        ("x.txt", b"", "x.txt: expected a name ending in .jsonl, .json, .parquet, .csv, found '.txt'"),
-    ],
-)
-def test_other_broken_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=re.escape(message)):
-        list(read_rows(str(path)))
-
-
-def test_a_missing_file_brings_up_the_nearest_name(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(DataError, match=r"trian.jsonl: no such file \(did you mean .*train.jsonl\?\)"):
-        locate(str(tmp_path / "trian.jsonl"))
-    with pytest.raises(DataError, match=r"is a folder; name one file in it"):
-        locate(str(tmp_path))
-    with pytest.raises(DataError, match=r"no folder .*nowhere\)"):
-        locate(str(tmp_path / "nowhere" / "x.jsonl"))
-
-
-def test_a_name_is_a_hub_id_unless_such_a_file_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert locate("owner/name") == HubName("owner/name", "train")
-    assert locate("HuggingFaceH4/ultrafeedback_binarized:test_prefs") == HubName(
-        "HuggingFaceH4/ultrafeedback_binarized", "test_prefs"
-    )
-    with pytest.raises(DataError, match="no such file"):
-        locate("owner/pairs.jsonl")
-    monkeypatch.chdir(tmp_path)
-    Path("owner").mkdir()
-    Path("owner/pairs.jsonl").write_text("{}")
-    assert locate("owner/pairs.jsonl") == Path("owner/pairs.jsonl")
-
-
-def test_a_hub_data_set_is_read_through_datasets_with_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    data = datasets.Dataset.from_list([{"chosen": [user("Hi"), assistant("a")], "rejected": "b"}])
-    asked = []
-
-    def load_dataset(name: str, split: str) -> datasets.Dataset:
-        asked.append((name, split))
-        return data
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (row,) = read_rows("owner/name:test_prefs")
-    assert row == {"chosen": [user("Hi"), assistant("a")], "rejected": "b"}
-    assert row.where == "owner/name:test_prefs row 1"
-    assert data._fingerprint in source_fingerprint("owner/name:test_prefs")
-    assert set(asked) == {("owner/name", "test_prefs")}
-
-
-def test_a_files_fingerprint_is_that_of_its_content(tmp_path: Path) -> None:
-    one, same, other = (tmp_path / f"{name}.jsonl" for name in ("one", "same", "other"))
-    for path, text in ((one, "{}"), (same, "{}"), (other, "{} ")):
-        path.write_text(text)
-    assert source_fingerprint(str(one)) == source_fingerprint(str(same)) != source_fingerprint(str(other))
-
-
-def test_a_fingerprint_of_rows_sees_every_value_and_the_order_of_rows_only() -> None:
-    one, other = ROWS
-    assert rows_fingerprint([one, other]) == rows_fingerprint([dict(reversed(one.items())), other])
-    assert rows_fingerprint([one, other]) != rows_fingerprint([other, one])
-    assert rows_fingerprint([one, other]) != rows_fingerprint([one, other | {"rejected": "u"}])

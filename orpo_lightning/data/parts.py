@@ -100,9 +100,16 @@ class _Hashed:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         for row in self._rows:
-            self._digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+            self._digest.update(_canonical(row).encode() + b"\n")
             self.count += 1
             yield row
 
     def digest(self) -> str:
         return self._digest.hexdigest()
+
+
+def _canonical(row: Any) -> str:
+    try:
+        return json.dumps(row, sort_keys=True, default=str)
+    except TypeError:  # keys of several types, which have no order
+        return repr(row)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
 from typing import Any, NamedTuple
@@ -36,16 +34,3 @@ class Rows(NamedTuple):
     """What a user calls them."""
     fingerprint: str
     read: Callable[[], Iterable[Mapping[str, Any] | LeftOut]]
-
-
-def rows_fingerprint(rows: Iterable[Mapping[str, Any] | LeftOut]) -> str:
-    """Return a hash of rows that come from anywhere; it does not hold them."""
-    digest = hashlib.sha256()
-    for row in rows:
-        try:
-            text = json.dumps(row, sort_keys=True, default=str)
-        except TypeError:  # keys of several types, which have no order
-            text = repr(row)
-        digest.update(text.encode())
-        digest.update(b"\n")
-    return digest.hexdigest()

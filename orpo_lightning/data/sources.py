@@ -15,7 +15,7 @@ from orpo_lightning.data.files import find_files, is_there, nearest
 from orpo_lightning.data.hub import HubName, hub_fingerprint, read_hub
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.readers import READERS, ending_of, read_file
-from orpo_lightning.data.rows import Row, Rows, rows_fingerprint
+from orpo_lightning.data.rows import Row, Rows
 from orpo_lightning.data.values import kind
 from orpo_lightning.errors import DataError, UsageError
 
@@ -27,7 +27,6 @@ __all__ = [
     "locate",
     "parse_source",
     "read_rows",
-    "rows_fingerprint",
     "source_fingerprint",
 ]
 
