@@ -52,10 +52,15 @@ def place(value: float, edges: Sequence[float]) -> float | None:
     return None
 
 
-def is_even(edges: Sequence[float]) -> bool:
-    """Return whether the edges are equally far apart, as the bars always are."""
+def odd_bars(edges: Sequence[float]) -> str:
+    """Return which bars stand for another range than the rest, though drawn as wide; "" for none."""
     gaps = [high - low for low, high in pairwise(edges)]
-    return max(gaps) - min(gaps) <= 1e-3 * max(gaps)
+    usual, last = sorted(gaps)[len(gaps) // 2], len(gaps) - 1
+    odd = {index for index, gap in enumerate(gaps) if abs(gap - usual) > 1e-3 * usual}
+    if not odd <= {0, last}:
+        return "The bars stand for ranges that are not equally wide."
+    first = f"The first bar holds all below {number(edges[1])}." if 0 in odd else ""
+    return f"{first} {f'The last bar holds all from {number(edges[-2])} on.' if last in odd else ''}".strip()
 
 
 def round_below(value: float) -> int:

@@ -39,7 +39,7 @@ def _environment() -> Environment:
         *(
             charts.bins,
             charts.histogram,
-            charts.is_even,
+            charts.odd_bars,
             charts.meter,
             charts.place,
             charts.stack,

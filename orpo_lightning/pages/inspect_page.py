@@ -11,12 +11,12 @@ from orpo_lightning.pages.words import counted, number, percent
 Report = Mapping[str, Any]
 
 
-class Remark(NamedTuple):
-    """Something worth a look that stops nothing."""
+class Place(NamedTuple):
+    """Where something suspicious was found: the split or two splits, in words, and the part that shows it."""
 
-    name: str
-    places: list[tuple[str, str]]
-    """Where it was found, in words, and the id of the part of the page that shows it."""
+    split: str
+    words: str
+    anchor: str
 
 
 def inspect_page(report: Report) -> str:
@@ -32,8 +32,8 @@ def inspect_page(report: Report) -> str:
         maker=f"{report.get('package') or ''} · inspect",
         title=title(report),
         headline=headline(report),
-        failed=[(check, noticed.pop(str(check.get("name")), None)) for check in failed(report)],
-        remarks=list(noticed.values()),
+        failed=[(check, taken(noticed, str(check.get("name")))) for check in failed(report)],
+        remarks=[(name, places) for name, places in noticed.items() if places],
         figures=figures(report),
         keys=keys(report),
     )
@@ -78,25 +78,34 @@ def headline(report: Report) -> tuple[str, str]:
     return "passed", "Ready to train."
 
 
-def remarks(report: Report) -> dict[str, Remark]:
-    """Return what is suspicious by name, each kind once with all the splits it was found in."""
-    found: dict[str, Remark] = {}
+def remarks(report: Report) -> dict[str, list[Place]]:
+    """Return what is suspicious and stops nothing, by name, with all the splits it was found in."""
+    found: dict[str, list[Place]] = {}
 
-    def note(name: str, words: str, anchor: str) -> None:
-        found.setdefault(name, Remark(name, [])).places.append((words, anchor))
+    def note(kind: str, split: str, count: Any, anchor: str) -> None:
+        found.setdefault(kind, []).append(Place(split, f"{number(count)} in {split}", anchor))
 
     ids = keys(report)
     for name, split in splits(report).items():
         for item in split.get("suspicious") or ():
             if item.get("rows"):
-                note(str(item.get("kind")), f"{number(item['rows'])} in {name}", f"{ids[name]}-suspicious")
+                note(str(item.get("kind")), name, item["rows"], f"{ids[name]}-suspicious")
         if split.get("hints"):
-            note("hints about the labels", f"{len(split['hints'])} in {name}", f"{ids[name]}-hints")
+            note("hints about the labels", name, len(split["hints"]), f"{ids[name]}-hints")
     for between, shared in (report.get("across") or {}).items():
         if shared and shared.get("shared_prompts"):
-            words = f"{number(shared['shared_prompts'])} in {between.replace('_', ' and ')}"
-            note("prompts that two splits share", words, "across")
+            both = between.replace("_", " and ")
+            note("prompts that two splits share", both, shared["shared_prompts"], "across")
     return found
+
+
+def taken(noticed: dict[str, list[Place]], check: str) -> list[Place]:
+    """Take out and return the places that a failed check is about: `contradictory pairs` or `train: …`."""
+    split, _, kind = check.rpartition(": ")
+    places = noticed.get(kind, [])
+    own = [place for place in places if split in ("", place.split)]
+    noticed[kind] = [place for place in places if place not in own]
+    return own
 
 
 def figures(report: Report) -> list[tuple[str, str]]:
@@ -107,7 +116,7 @@ def figures(report: Report) -> list[tuple[str, str]]:
     epoch: Report = next(iter(report.get("epoch") or ()), {})
     wins = (first.get("longer") or {}).get("longer_wins_accuracy")
     found = [
-        ("rows kept", number(rows.get("kept")), rows.get("kept")),
+        (f"of {number(rows.get('read'))} rows kept", number(rows.get("kept")), rows.get("kept")),
         ("tokens in the median pair", number(pair.get("median")), pair.get("median")),
         (
             f"of the pairs are over {number(limit.get('max_length'))} tokens",
