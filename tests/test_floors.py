@@ -22,6 +22,7 @@ FLOORS = {
     "data.left_out": 0,
     "data.messages": 0,
     "data.records": 0,
+    "data.scripts_of_text": 0,
     "data.scores": 0,
     "data.shapes": 0,
     "data.values": 0,

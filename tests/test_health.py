@@ -42,7 +42,7 @@ from tests.stored_pairs import keys_of, pair, store
 
 MODEL = Path(__file__).parent.parent / "configs" / "quickstart" / "model"
 NAN = math.nan
-NOTHING_ALIKE = Overlaps(np.array([0]), np.array([0.0]))
+NOTHING_ALIKE = Overlaps(np.array([0]), np.array([0.0]), np.array([False]))
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,14 @@ def test_the_stop_token_of_whole_answers_is_nothing_they_have_in_common() -> Non
     pairs = [pair([1], [2, 9], [3, 9]), pair([1], [2, 9], [3, 9])]
     made = overlaps(pairs, np.array([0, flags.CHOSEN_CUT | flags.REJECTED_CUT], np.uint8), seed=1)
     assert made.shares.tolist() == [0.0, 0.5]
+
+
+def test_answers_of_the_same_tokens_in_another_order_are_not_nearly_identical() -> None:
+    words, edited = list(range(40)), [*range(39), 99]
+    pairs = [pair([1], [*words, 7], [*edited, 7]), pair([1], [*words, 7], [*reversed(words), 7])]
+    made = overlaps(pairs, np.zeros(2, np.uint8), seed=1)
+    assert made.shares.tolist() == [39 / 40, 1.0]
+    assert made.near_identical().tolist() == [0]  # 38 of 39 neighbours are the same, against none
 
 
 def test_of_many_pairs_a_sample_is_looked_at_that_the_seed_alone_decides() -> None:

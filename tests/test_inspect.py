@@ -243,27 +243,19 @@ def test_the_users_limit_of_rows_left_out_stops_nothing_here_and_is_what_the_ver
 # Data in which nothing is wrong
 
 
-def test_the_quickstart_pairs_pass_every_check_but_that_of_like_answers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        "--config",
-        str(ROOT / "configs" / "quickstart.yaml"),
-        "--data.cache_dir",
-        str(tmp_path / "cache"),
-    ]
-    code = main(["inspect", *words, "--out", str(tmp_path / "out"), "--strict"])
-    # Their answers are meant to differ in a word or two, of a dozen tokens.
-    assert code == 3
+def test_the_quickstart_pairs_pass_every_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    words = ["--config", config, "--data.cache_dir", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    code = main(["inspect", *words, "--strict"])
+    assert code == 0
     called = Called(tmp_path, capsys.readouterr(), code)
-    failed = {name.partition(": ")[2] for name in called.failed()}
-    assert failed == {"near-identical answers"}
+    assert called.report["verdict"]["passed"]
     rows = {name: part["rows"]["read"] for name, part in called.report["splits"].items()}
     assert rows == {"train": 3000, "validation": 420, "test": 420}
     # 3000 pairs in steps of 16: 187 whole ones and a rest.
     assert called.report["epoch"][0]["steps"] == 188
     assert not (called.out / "dropped.jsonl").exists()
-    assert "near-identical answers" in (called.out / "report.html").read_text(encoding="utf-8")
+    assert "Ready to train" in (called.out / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_held_out_share_and_the_rest_account_for_every_row_once(run: Any, tmp_path: Path) -> None:
@@ -300,6 +292,16 @@ def test_rows_of_text_whose_answers_repeat_the_prompt_are_found(run: Any, tmp_pa
     assert called.code == 3
     assert called.suspicious() == {"prompt repeated in the answers": 10}
     assert called.failed() == ["train: prompt repeated in the answers"]
+
+
+def test_prompts_repeated_everywhere_stop_fit_but_not_the_report_on_them(run: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Is {n} odd? ", "chosen": f"Is {n} odd? No, it is not.", "rejected": f"Is {n} odd? Yes."}
+        for n in range(10)
+    ]
+    called = run(train=str(write(tmp_path / "text.jsonl", rows)))
+    assert called.code == 0
+    assert called.suspicious() == {"prompt repeated in the answers": 10}
 
 
 def test_answers_cut_at_the_limit_are_counted_and_too_many_fail(run: Any, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from orpo_lightning import __main__ as front
 from orpo_lightning.commands import COMMANDS
+from orpo_lightning.commands.guard import guarded
+from orpo_lightning.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,3 +47,23 @@ def test_the_help_of_a_command_needs_nothing_heavy_and_shows_an_example(name: st
     assert done.stdout.startswith(f"usage: orpo-lightning {name} ")
     assert f"\n  orpo-lightning {name} " in done.stdout
     assert done.stdout.endswith("HEAVY []\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("pairs.jsonl:3: no answer"), 3, "error: pairs.jsonl:3: no answer"),
+        (CheckpointError("no such checkpoint"), 4, "error: no such checkpoint"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (set ORPO_DEBUG=1 for the traceback)"),
+    ],
+)
+def test_an_error_of_a_command_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> int:
+        raise error
+
+    assert guarded(command) == code
+    assert capsys.readouterr().err == f"{line}\n"
+    assert guarded(lambda: 7) == 7

@@ -59,8 +59,8 @@ def _inspect(args: list[str], datamodule_class: Any) -> int:
     cli = DataCLI("inspect", args, add_options=_add_options, **own)
     data = cli.datamodule
     max_dropped = data.cleaning.max_dropped
-    # To report on broken rows is what is asked for; the verdict holds them against the user's limit.
-    data.cleaning = data.cleaning._replace(on_error="skip", max_dropped=1.0)
+    # To report on faults is what is asked for, not to stop at them; the verdict holds them to max_dropped.
+    data.cleaning = data.cleaning._replace(on_error="skip", max_dropped=1.0, repeated_prompt="strip")
     report = {**_made(args), **_examine(cli, max_dropped)}
     folder = Path(cli.config.out or cli.run_folder / "inspect").expanduser()
     files = _write(folder, report, cli)
@@ -94,8 +94,8 @@ def _examine(cli: DataCLI, max_dropped: float) -> dict[str, Any]:
         data.seed,
         data.preparation.mixture() if "train" in splits else None,
     )
-    rules = Rules(**{key: data.rules[key] for key in Rules._fields if key != "seed"}, seed=data.seed)
     strict = bool(cli.config.strict)
+    rules = Rules.of(data)
     report = examine(splits, data.processor, rules, max_dropped=max_dropped, plan=plan, strict=strict)
     return {"settings": settings | {"max_dropped": max_dropped}, **report}
 

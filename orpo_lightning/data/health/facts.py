@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from orpo_lightning.data.checks import ASKED_FOR
 from orpo_lightning.data.curation import counted, without_pairs_of
@@ -12,22 +12,27 @@ from orpo_lightning.data.preparation import Preparation, Split
 from orpo_lightning.data.table import Dropped, PairTable, TableInfo
 
 
-def gather(preparation: Preparation) -> dict[str, SplitFacts]:
-    """Open every split that is named and return what is known of each.
+def gather(
+    preparation: Preparation, splits: Collection[Split] = ("train", "validation", "test")
+) -> dict[str, SplitFacts]:
+    """Open splits and return what is known of each that is there.
 
     The whole of a split, not the sample that validation may draw. Pairs of validation that are trained on are
     left out, as `fit` does.
+
+    Args:
+        preparation: of the data module.
+        splits: which to open; validation is compared with train, so it needs that too.
     """
-    found: dict[str, SplitFacts] = {}
-    if preparation.train is not None:
+    found: dict[str, SplitFacts | None] = {}
+    if "train" in splits:
         found["train"] = _of_train(preparation)
-    validation = _of_validation(preparation)
-    if validation is not None:
-        found["validation"] = validation
-    test = preparation.test()
-    if test is not None:
-        found["test"] = _with_sources(preparation, "test", test)
-    return found
+    if "validation" in splits:
+        found["validation"] = _of_validation(preparation)
+    if "test" in splits:
+        table = preparation.test()
+        found["test"] = None if table is None else _with_sources(preparation, "test", table)
+    return {name: facts for name, facts in found.items() if facts is not None}
 
 
 def fault_share(facts: SplitFacts) -> float:
@@ -42,9 +47,10 @@ def _fault_share(info: TableInfo) -> float:
     return share(faults, info.rows)
 
 
-def _of_train(preparation: Preparation) -> SplitFacts:
+def _of_train(preparation: Preparation) -> SplitFacts | None:
     table = preparation.train
-    assert table is not None
+    if table is None:
+        return None
     facts = _with_sources(preparation, "train", table)
     held_out = preparation._sides[1]
     # What is held out is accounted for where it is used; what is left out of the source, here.

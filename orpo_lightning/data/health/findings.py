@@ -97,8 +97,8 @@ def in_doubt(keys: Numbers) -> Numbers:
 
 def _nearly_same(alike: Overlaps) -> str:
     return (
-        f"More than {NEAR_IDENTICAL:.0%} of the tokens are the same, in {len(alike.pairs):,} pairs looked "
-        "at. They teach little, and what differs may be chance; look at some."
+        f"More than {NEAR_IDENTICAL:.0%} of the tokens are the same, in nearly the same order; "
+        f"{len(alike.pairs):,} pairs were looked at. They teach little, and what differs may be chance."
     )
 
 

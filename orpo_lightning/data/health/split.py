@@ -49,6 +49,12 @@ class Rules(NamedTuple):
     overlong: Any = "drop"
     seed: int = 42
 
+    @classmethod
+    def of(cls, data: Any) -> Rules:
+        """Return those of a PreferenceDataModule."""
+        limits = {key: data.rules[key] for key in ("max_length", "max_prompt_length", "overlong")}
+        return cls(**limits, seed=data.seed)
+
 
 def examine_split(facts: SplitFacts, tokenizer: Any, rules: Rules) -> dict[str, Any]:
     """Return a split's part of the report, without its rendered rows.

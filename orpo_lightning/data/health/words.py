@@ -83,6 +83,9 @@ def _rows(name: str, part: Report) -> Iterator[Line]:
     yield name, f"{sources}: rows read {rows['read']:,}, kept {rows['kept']:,}, left out {rows['left_out']:,}"
     for one in part["left_out"][:_MOST_REASONS]:
         yield "  left out", _counted(one, one["reason"])
+    others = part["left_out"][_MOST_REASONS:]
+    if others:
+        yield "  left out", f"{sum(one['rows'] for one in others):,} for {len(others)} more reasons"
     for one in part["suspicious"]:
         if one["rows"]:
             yield "  suspicious", _counted(one, one["kind"])
