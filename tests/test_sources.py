@@ -166,7 +166,7 @@ def test_a_parquet_file_gives_message_lists_and_counts_its_rows(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a": 1}\n{"a": ', "x.jsonl:2: is not JSON: Expecting value, character 7 (cut off?)"),
+        (b'{"a": 1}\n{"a": ', "x.jsonl:2: is not JSON: Expecting value, character 6 (cut off?)"),
         (b'{"a": "b', "x.jsonl:1: is not JSON: Unterminated string starting at, character 6 (cut off?)"),
         (b'{"a": 1}\n{"a" 1, "b": 2}', "x.jsonl:2: is not JSON: Expecting ':' delimiter, character 5"),
         (b'{"a": 1}\n{"a": "\xe9"}', "x.jsonl:2: is not UTF-8 text (byte 7)"),

@@ -19,7 +19,15 @@ def read_csv(name: str, stream: io.BufferedReader) -> Iterator[Row | LeftOut]:
         DataError: the header cannot be used, or where the next row begins cannot be told.
     """
     csv.field_size_limit(2**31 - 1)  # the default stops at 128 KB, less than a long answer
-    lines = _Lines(name, stream)
+    # A byte that is not UTF-8 becomes an escape: the row that has it is broken, not the file.
+    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield from _read_text(_Lines(name, text))
+    finally:
+        text.detach()  # it would close the stream, which is not ours
+
+
+def _read_text(lines: _Lines) -> Iterator[Row | LeftOut]:
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
@@ -42,10 +50,8 @@ def read_csv(name: str, stream: io.BufferedReader) -> Iterator[Row | LeftOut]:
 class _Lines:
     """The lines of a file, as the csv module asks for them, and those of the row it is at."""
 
-    def __init__(self, name: str, stream: io.BufferedReader) -> None:
+    def __init__(self, name: str, text: io.TextIOWrapper) -> None:
         self._name = name
-        # A byte that is not UTF-8 becomes an escape: the row that has it is broken, not the file.
-        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         self._read = partial(text.readline, LONGEST_ROW)
         self._number, self.row, self._size = 0, list[str](), 0
 

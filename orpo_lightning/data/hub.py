@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from orpo_lightning.data.rows import Row
 from orpo_lightning.errors import DataError, SurroundingsError, UserError
 
 _FILE = re.compile(r"hf://datasets/(?P<name>[^/]+/[^/@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
+_PART = re.compile(r"(?P<split>[^\[]+)\[(?P<start>\d*):(?P<stop>\d*)\]")
 _OF_EVERY_CONFIG = {"name", "version", "data_dir", "data_files", "description"}
 
 
@@ -55,8 +57,9 @@ def read_hub(place: HubName) -> Iterator[Row | LeftOut]:
     """
     found = _open(place)
     if isinstance(found, list):
-        for file in found:
-            yield from read_file(Path(file.path), f"{place.name}/{file.name}")
+        rows = (row for file in found for row in read_file(Path(file.path), f"{place.name}/{file.name}"))
+        _, start, stop = _part_of(place.split)
+        yield from islice(rows, start, stop)
     else:
         size = rows_at_a_time(found.data.nbytes, len(found.data))
         yield from rows_of(found.with_format("arrow").iter(batch_size=size), place.label)
@@ -102,11 +105,23 @@ def _open(place: HubName) -> Any:
         if known and is_unreachable(error):
             return known
         explained = _unknown_config(error, place) or explain(
-            error, place.name, place.revision, lambda: nearest(Path(place.name))
+            error, place.name, place.revision, _meant(Path(place.name))
         )
         if explained is None:
             raise
         raise explained from error
+
+
+def _part_of(split: str) -> tuple[str, int, int | None]:
+    """Return the split and the rows that are meant: of train[100:200] train, 100 and 200."""
+    match = _PART.fullmatch(split)
+    if match is None:
+        return split, 0, None
+    return match["split"], int(match["start"] or 0), int(match["stop"]) if match["stop"] else None
+
+
+def _meant(path: Path) -> str:
+    return nearest(path) if path.parent.is_dir() else ""
 
 
 def _split_of(builder: Any, place: HubName) -> Any:
@@ -139,7 +154,7 @@ def _download_text(builder: Any, place: HubName) -> list[_File]:
     from huggingface_hub import hf_hub_download
 
     config = builder.config
-    found = [_FILE.fullmatch(str(url)) for url in (config.data_files or {}).get(place.split, ())]
+    found = [_FILE.fullmatch(str(url)) for url in (config.data_files or {}).get(_part_of(place.split)[0], ())]
     matches = [match for match in found if match and match["name"] == place.name]
     if builder.name not in ("json", "csv") or not matches or len(matches) < len(found):
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from orpo_lightning.errors import DataError, SurroundingsError, UserError, first_line
 
@@ -25,14 +25,14 @@ def is_unreachable(error: BaseException) -> bool:
     )
 
 
-def explain(error: Exception, name: str, revision: str | None, local: Callable[[], str]) -> UserError | None:
+def explain(error: Exception, name: str, revision: str | None, local: str) -> UserError | None:
     """Return what an error of `datasets` or `huggingface_hub` means; None where it is no matter of the hub.
 
     Args:
         error: what was raised.
         name: of the data set.
         revision: that was asked for.
-        local: returns a suggestion of a file here that may have been meant.
+        local: names a file here that may have been meant, or nothing.
     """
     kinds, text = _kinds(error), first_line(error)
     if "GatedRepoError" in kinds or "gated" in text or _statuses(error) & {401, 403}:
@@ -44,11 +44,11 @@ def explain(error: Exception, name: str, revision: str | None, local: Callable[[
         return DataError(f"{name}: there is no revision {revision!r} of it on the hub")
     if is_unreachable(error):
         return SurroundingsError(
-            f"{name}: there is no such file or folder here{local()}, and the hub cannot be reached: {text}"
+            f"{name}: there is no such file or folder here{local}, and the hub cannot be reached: {text}"
         )
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         return DataError(
-            f"{name}: there is no such file or folder here{local()}, and no such data set on the hub "
+            f"{name}: there is no such file or folder here{local}, and no such data set on the hub "
             "(a private one needs `hf auth login`)"
         )
     if "scripts" in text:

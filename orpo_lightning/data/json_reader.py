@@ -125,7 +125,12 @@ class _Parser:
             fault: why it could not be parsed.
         """
         twice, self._twice = self._twice, None
-        if fault is None and text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        if (
+            fault is None
+            and isinstance(value, (dict, list))
+            and text.count("[") + text.count("{") > DEEPEST
+            and _is_deep(value)
+        ):
             fault = RecursionError()
         if fault is not None:
             return broken(where, f"{where}: is not usable JSON: {_unusable(fault)}", text.strip())
@@ -141,10 +146,11 @@ class _Parser:
 def _fault(error: Exception, text: str) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return f"is not usable JSON: {_unusable(error)}"
-    hint = " (cut off?)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
-    if error.pos == 0 and "," in text and text.strip()[0] not in "{[":
+    character = min(error.pos, len(text.rstrip("\r\n")))
+    hint = " (cut off?)" if character >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
+    if character == 0 and "," in text and text.strip()[0] not in "{[":
         hint = " (comma-separated text? its file's name must end in .csv)"
-    return f"is not JSON: {error.msg}, character {error.pos}{hint}"
+    return f"is not JSON: {error.msg}, character {character}{hint}"
 
 
 def _unusable(error: Exception) -> str:
@@ -155,12 +161,7 @@ def _unusable(error: Exception) -> str:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST + 1):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        level = inner
+    for _ in range(DEEPEST):
+        inner = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+        level = [part for part in inner if isinstance(part, (dict, list))]
     return bool(level)

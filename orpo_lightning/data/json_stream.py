@@ -162,11 +162,9 @@ class JsonStream:
         line = 1 + self._lines + self._text.count("\n", 0, at)
         newest = self._text.rfind("\n", 0, at)
         character = at - (newest + 1) + (self._characters if newest < 0 else 0)
-        hint = (
-            " (cut off?)"
-            if (self._ended and at >= len(self._text.rstrip()) - 1) or "Unterminated" in what
-            else ""
-        )
+        at_end = self._ended and at >= len(self._text.rstrip())
+        is_cut = what.startswith("Unterminated") or (what.startswith("Expecting") and at_end)
+        hint = " (cut off?)" if is_cut else ""
         return DataError(f"{self._name}:{line}: is not JSON: {what}, character {character}{hint}")
 
 

@@ -11,9 +11,6 @@ from orpo_lightning.data.records import PreferenceRecord
 from orpo_lightning.data.template_calls import ChatTemplate, Turns
 from orpo_lightning.errors import UsageError, first_line
 
-# Stands for an answer where the question is what the template writes around one.
-_SENTINEL = "OrpoSentinelAnswer"
-
 
 class Texts(NamedTuple):
     """What of a record is encoded: the text before the answers, and the text each adds to it."""
@@ -59,8 +56,11 @@ class Renderer:
             return Texts(prompt, chosen, rejected, is_rendered=False)
         assert not isinstance(chosen, str)
         assert not isinstance(rejected, str)
-        template = self._template(record)
-        tools = record.tools
+        template, tools = self._template(record), record.tools
+        if template.drops_system and prompt[0]["role"] == "system":
+            self._note(
+                "the chat template leaves system turns out; set data.chat_template to one that has them"
+            )
         marked = any(map(self._controls.are_in, (prompt, chosen, rejected, tools)))
         if marked:
             prompt, chosen, rejected, tools = map(self._controls.marked, (prompt, chosen, rejected, tools))
@@ -88,9 +88,7 @@ class Renderer:
                 )
             template = ChatTemplate(self._tokenizer, record.tools)
             if template.writes_date:
-                self._note(
-                    "the chat template writes the day's date into prompts: they differ from day to day"
-                )
+                self._note("the chat template writes the day's date into prompts: they differ day by day")
             self._templates[with_tools] = template
         return self._templates[with_tools]
 
@@ -118,7 +116,7 @@ class Renderer:
         self, template: ChatTemplate, turns: Turns, conversations: tuple[str, str], tools: Any
     ) -> str | None:
         """Return the prompt that both conversations go on from, at best what stands before answers."""
-        head = _head(template, turns, tools)
+        head = template.before_answer(turns, tools)
         default = template.prompt(turns, tools)
         switched = {template.prompt(turns, tools, switch): switch for switch in template.switches}
         exact = [prompt for prompt in (default, *switched) if prompt == head]
@@ -146,16 +144,6 @@ class Renderer:
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
-
-
-def _head(template: ChatTemplate, turns: Turns, tools: Any) -> str | None:
-    """Return what the template writes before an answer without thoughts."""
-    try:
-        text = template.render([*turns, {"role": "assistant", "content": _SENTINEL}], tools)
-    except Exception:  # that it cannot render this answer says nothing about the row's own
-        return None
-    before, found, _ = text.rpartition(_SENTINEL)
-    return before if found else None
 
 
 def _follows(prompt: str, text: str, answer: Turns) -> bool:

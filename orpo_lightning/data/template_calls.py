@@ -13,6 +13,8 @@ Turns = list[dict[str, Any]]
 _SWITCHES = ("enable_thinking", "thinking")
 # Names under which a message's thoughts come; templates read the first two.
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+SENTINEL = "OrpoSentinel"
+"""Stands for a turn where the question is what the template writes around it."""
 
 
 class ChatTemplate:
@@ -33,15 +35,51 @@ class ChatTemplate:
         self._render, variables = _compiled(tokenizer, source)
         self.switches = tuple(name for name in _SWITCHES if name in variables)
         self.writes_date = "strftime_now" in variables
+        self.drops_system = self._drops_system()
+        """It renders conversations with a system turn as if that were not there."""
+        self._appended = "" if "add_generation_prompt" in variables else self._always_appended()
 
     def render(self, turns: Turns, tools: Any = None) -> str:
         """Return a whole conversation as text."""
-        return self._render(messages=_plain(turns), tools=tools, add_generation_prompt=False)
+        text = self._render(messages=_plain(turns), tools=tools, add_generation_prompt=False)
+        return text.removesuffix(self._appended) if self._appended else text
 
     def prompt(self, turns: Turns, tools: Any = None, switch: str | None = None) -> str:
         """Return the generation prompt behind some turns, with a switch off."""
         off = {} if switch is None else {switch: False}
         return self._render(messages=_plain(turns), tools=tools, add_generation_prompt=True, **off)
+
+    def before_answer(self, turns: Turns, tools: Any = None) -> str | None:
+        """Return what stands before an answer without thoughts; None if that cannot be told."""
+        text = self._attempt([*turns, _turn("assistant", SENTINEL)], tools)
+        before, found, _ = text.rpartition(SENTINEL)
+        return before if found else None
+
+    def _drops_system(self) -> bool:
+        with_system = self._attempt([_turn("system", SENTINEL), _turn("user", "a")])
+        return bool(with_system) and SENTINEL not in with_system
+
+    def _always_appended(self) -> str:
+        """Return what stands behind an answer at the end of a conversation, but not behind an earlier one.
+
+        Templates that do not ask whether a generation prompt is wanted may write one behind everything.
+        """
+        turns = [_turn("user", "a"), _turn("assistant", SENTINEL)]
+        last = self._attempt(turns).rpartition(SENTINEL)[2]
+        earlier = self._attempt([*turns, _turn("user", "b"), _turn("assistant", "c")]).rpartition(SENTINEL)[2]
+        alike = next((i for i, (a, b) in enumerate(zip(last, earlier, strict=False)) if a != b), len(last))
+        return last[alike:] if earlier else ""
+
+    def _attempt(self, turns: Turns, tools: Any = None) -> str:
+        """Render turns that the template need not accept: what it says of them is said of no row."""
+        try:
+            return self._render(messages=turns, tools=tools, add_generation_prompt=False)
+        except Exception:
+            return ""
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _compiled(tokenizer: Any, source: str) -> tuple[Callable[..., str], set[str]]:
