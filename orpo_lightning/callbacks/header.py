@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 
+from orpo_lightning.data.health import Rules, brief, examine, gather
 from orpo_lightning.data.table import DROPPED
 from orpo_lightning.modeling import unlearnable_stop_tokens
 
@@ -66,6 +67,9 @@ class RunHeader(lightning.Callback):
         if trainer.state.fn == "fit":
             rows |= {**left_out_rows(trainer), **step_rows(trainer), **stop_token_rows(trainer, module)}
         log.info("%s", aligned({**rows, **self.rows}))
+        if trainer.state.fn == "fit":
+            for line in suspicious_lines(trainer):
+                log.warning("%s", line)
 
 
 def aligned(rows: dict[str, str]) -> str:
@@ -94,6 +98,16 @@ def left_out_rows(trainer: Any) -> dict[str, str]:
     file = Path(trainer.default_root_dir) / DROPPED
     count = preparation.write_left_out(file)
     return {"left out": f"{count:,} rows, each with its reason in {file}"} if count else {}
+
+
+def suspicious_lines(trainer: Any) -> list[str]:
+    """Return what `inspect` would find wrong or surprising in the data of a run, a few lines at most."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(data, "preparation", None) is None:
+        return []
+    splits = gather(data.preparation, ("train", "validation"))
+    most = data.cleaning.max_dropped
+    return brief(examine(splits, data.processor, Rules.of(data), max_dropped=most, with_rows=False))
 
 
 def stop_token_rows(trainer: Any, module: Any) -> dict[str, str]:
