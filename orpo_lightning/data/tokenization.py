@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
@@ -89,11 +90,28 @@ def tokenize_records(
         repeated_prompt=repeated_prompt,
     )
     rows = iter(records)
-    while items := list(islice(rows, _CHUNK)):
-        screened = [item if isinstance(item, LeftOut) else screen(item) for item in items]
-        yield rules.chunk(screened)
+    # One thread encodes, which needs no interpreter, while this one reads, renders and looks at pairs.
+    with ThreadPoolExecutor(1, "encode") as pool:
+        waiting: tuple[_Prepared, Future[list[TokenizedPair]]] | None = None
+        while items := list(islice(rows, _CHUNK)):
+            screened = [item if isinstance(item, LeftOut) else screen(item) for item in items]
+            prepared = rules.prepare(screened)
+            encoded = pool.submit(rules.encoder.encode, [texts for _, _, texts in prepared.usable])
+            if waiting is not None:
+                yield rules.finish(waiting[0], waiting[1].result())
+            waiting = prepared, encoded
+        if waiting is not None:
+            yield rules.finish(waiting[0], waiting[1].result())
     if notes is not None:
         notes.extend(rules.renderer.notes)
+
+
+class _Prepared(NamedTuple):
+    """A chunk that is ready to be encoded."""
+
+    usable: list[tuple[PreferenceRecord, int, Texts]]
+    """Records with their flags and texts."""
+    left_out: list[LeftOut]
 
 
 class _Rules:
@@ -106,19 +124,20 @@ class _Rules:
         self.limits, self.bos = limits, tokenizer.bos_token_id
         self.count = 0
 
-    def chunk(self, screened: list[tuple[PreferenceRecord, int] | LeftOut]) -> Chunk:
-        """Render and encode all records of a chunk at once, then look at each pair."""
-        made = _empty_chunk()
-        made.left_out.extend(item for item in screened if isinstance(item, LeftOut))
+    def prepare(self, screened: list[tuple[PreferenceRecord, int] | LeftOut]) -> _Prepared:
+        """Render all records of a chunk."""
         noted = [item for item in screened if not isinstance(item, LeftOut)]
         rendered = self.renderer.render([record for record, _ in noted])
-        made.left_out.extend(item for item in rendered if isinstance(item, LeftOut))
-        usable = [
-            (pair, texts) for pair, texts in zip(noted, rendered, strict=True) if isinstance(texts, Texts)
-        ]
-        encoded = self.encoder.encode([texts for _, texts in usable])
+        gone = [item for item in (*screened, *rendered) if isinstance(item, LeftOut)]
+        both = zip(noted, rendered, strict=True)
+        return _Prepared([(*pair, texts) for pair, texts in both if isinstance(texts, Texts)], gone)
+
+    def finish(self, prepared: _Prepared, encoded: list[TokenizedPair]) -> Chunk:
+        """Look at each pair that was encoded."""
+        made = _empty_chunk()
+        made.left_out.extend(prepared.left_out)
         kept_rows = cut_answers = 0
-        for ((record, bits), texts), pair in zip(usable, encoded, strict=True):
+        for (record, bits, texts), pair in zip(prepared.usable, encoded, strict=True):
             whole = pair._replace(chosen=self.stop.end(pair.chosen), rejected=self.stop.end(pair.rejected))
             made.whole_lengths.extend(map(len, whole))
             fitted = self._fit(whole, record.where)
