@@ -41,9 +41,8 @@ class Screen:
         allow_empty_prompt: bool = False,
         repeated_prompt: str = "keep",
     ) -> None:
-        """Prepare the search for control tokens."""
-        tokens = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
-        self._ending = re.compile(rf"(?:{tokens}|\s)+\Z") if tokens else re.compile(r"\s+\Z")
+        """Keep the rules."""
+        self._control_tokens = tuple(sorted(control_tokens, key=len, reverse=True))
         self._min_margin, self._allow_empty_prompt = min_margin, allow_empty_prompt
         self._strip = repeated_prompt == "strip"
 
@@ -83,7 +82,11 @@ class Screen:
         text = _text(answer)
         if not text.isascii():
             text = unicodedata.normalize("NFC", text).translate(_INVISIBLE)
-        return self._ending.sub("", text).strip()
+        text = text.strip()
+        while text.endswith(self._control_tokens):
+            token = next(token for token in self._control_tokens if text.endswith(token))
+            text = text.removesuffix(token).rstrip()
+        return text
 
 
 def is_repeated(record: PreferenceRecord) -> bool:

@@ -102,6 +102,8 @@ def _compiled(tokenizer: Any, source: str) -> tuple[Callable[..., str], set[str]
         raise UsageError(
             f"data.chat_template: not a Jinja template: line {error.lineno}: {first_line(error)}"
         ) from error
+    # Copied at every rendering: a plain dictionary at once, the chain of two that it is key by key.
+    template.globals = dict(template.globals)
     constant = {"documents": None, **tokenizer.special_tokens_map}
     return lambda **given: template.render(constant, **given), variables
 
