@@ -7,6 +7,7 @@ import logging
 import sys
 
 from orpo_lightning import __version__
+from orpo_lightning.commands import COMMANDS
 
 SUBCOMMANDS = {
     "fit": "train a policy on preference pairs",
@@ -22,12 +23,14 @@ _EXIT_CODES = {
     5: "surroundings: GPU, library, model file, disk",
     6: "training diverged",
 }
-_USAGE = "usage: orpo-lightning {fit,validate,test} -c CONFIG.yaml [--KEY VALUE ...]"
+_VERBS = [*SUBCOMMANDS, *COMMANDS]
+_USAGE = f"usage: orpo-lightning {{{','.join(_VERBS)}}} -c CONFIG.yaml [--KEY VALUE ...]"
 
 
 def help_text() -> str:
     """Return the text of the top-level `--help`."""
-    subcommands = "\n".join(f"  {name:10}{line}" for name, line in SUBCOMMANDS.items())
+    lines = SUBCOMMANDS | {name: command.line for name, command in COMMANDS.items()}
+    subcommands = "\n".join(f"  {name:10}{line}" for name, line in lines.items())
     codes = "\n".join(f"  {code:<10}{line}" for code, line in _EXIT_CODES.items())
     return f"""{_USAGE}
 
@@ -45,12 +48,17 @@ examples:
   orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --run_dir runs/dora
   orpo-lightning fit -c configs/mistral.yaml --resume auto
   orpo-lightning test -c configs/mistral.yaml --resume auto
+  orpo-lightning inspect -c configs/mistral.yaml --data.train pairs.jsonl
 
 exit codes:
 {codes}
   128+n     ended by signal n (130: Ctrl-C)
 Set ORPO_DEBUG=1 for tracebacks.
 """
+
+
+def _expected() -> str:
+    return f"{', '.join(_VERBS[:-1])} or {_VERBS[-1]}"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -62,7 +70,7 @@ def main(args: list[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else args
     if not words:
         print(_USAGE, file=sys.stderr)
-        print("error: expected a subcommand: fit, validate or test (see --help)", file=sys.stderr)
+        print(f"error: expected a subcommand: {_expected()} (see --help)", file=sys.stderr)
         return 2
     if words[0] in ("-h", "--help"):
         print(help_text(), end="")
@@ -70,13 +78,15 @@ def main(args: list[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"orpo-lightning {__version__}")
         return 0
-    if not words[0].startswith("-") and words[0] not in SUBCOMMANDS:
-        close = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "expected fit, validate or test"
+    if not words[0].startswith("-") and words[0] not in _VERBS:
+        close = difflib.get_close_matches(words[0], _VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected {_expected()}"
         print(f"error: unknown subcommand {words[0]!r}: {hint}", file=sys.stderr)
         return 2
     # Told to every CPU run, but slow and not wrong is all it means.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]].run(words[1:])
     from orpo_lightning import cli
 
     return cli.main(args)

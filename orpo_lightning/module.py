@@ -154,7 +154,7 @@ class PreferenceModule(lightning.LightningModule):
     def _trainable_token_ids(self) -> list[int]:
         if not self.hparams["trainable_tokens"]:
             return []
-        from orpo_lightning.data.tokenization import load_tokenizer
+        from orpo_lightning.data.tokenizer import load_tokenizer
 
         where = {key: self.hparams[key] for key in ("revision", "trust_remote_code")}
         vocabulary = load_tokenizer(self.hparams["base_model"], **where).get_vocab()

@@ -64,7 +64,10 @@ class HubServer:
         models: Mapping[str, str | Path] | None = None,
         datasets: Mapping[str, str | Path] | None = None,
     ) -> None:
-        """Take the folders, by repository id; they are read anew at each request."""
+        """Take the folders, by repository id; they are read anew at each request.
+
+        `owner/name@branch` is another branch than main of the repository.
+        """
         self.requests: list[str] = []
         self.faults: dict[str, Iterator[Fault]] = {}
         self._folders = {("models", repo): Path(folder) for repo, folder in (models or {}).items()}
@@ -107,13 +110,17 @@ class HubServer:
         if match is None:
             return _error(HTTPStatus.NOT_FOUND, "", f"This test server has no {url.path}")
         asked = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
-        folder = self._folders.get((asked.get("kind", "models"), asked["repo"]))
-        if folder is None:
+        branches = self._branches(asked.get("kind", "models"), asked["repo"])
+        if not branches:
             return _error(HTTPStatus.NOT_FOUND, "RepoNotFound", "Repository not found")
-        files = _read_files(folder)
-        commit = _commit_of(files)
-        if asked.get("revision", "main") not in ("main", commit):
+        found = [
+            (_commit_of(files), files)
+            for name, files in branches
+            if asked.get("revision", "main") in (name, _commit_of(files))
+        ]
+        if not found:
             return _error(HTTPStatus.NOT_FOUND, "RevisionNotFound", "Invalid rev id")
+        commit, files = found[0]
         answers: dict[str, Callable[[], _Answer]] = {
             "revision": lambda: _json(_repo_info(asked["repo"], commit, files)),
             "tree": lambda: _tree(files, asked.get("path", ""), "recursive=true" in url.query.lower()),
@@ -123,6 +130,15 @@ class HubServer:
         answer = answers[asked.get("verb", "revision")]()
         answer.headers["X-Repo-Commit"] = commit
         return answer._replace(cut_after=fault.cut_after)
+
+    def _branches(self, kind: str, repo: str) -> list[tuple[str, dict[str, bytes]]]:
+        """Return the branches of a repository, each with its files by path."""
+        names = [name.partition("@") for of, name in self._folders if of == kind]
+        return [
+            (branch or "main", _read_files(self._folders[kind, f"{name}{at}{branch}"]))
+            for name, at, branch in names
+            if name == repo
+        ]
 
 
 class _Answer(NamedTuple):

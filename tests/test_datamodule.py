@@ -25,15 +25,15 @@ from orpo_lightning.data.splits import sample, split_by_prompt
 from orpo_lightning.errors import CheckpointError, DataError, SurroundingsError, UsageError
 
 
-def rows(count: int, prompts: int | None = None) -> list[dict[str, Any]]:
+def rows(count: int, prompts: int | None = None, first: int = 0) -> list[dict[str, Any]]:
     """Return conversational rows; row i asks question i % prompts and its chosen answer is "A<i>"."""
     return [
         {
-            "prompt": [{"role": "user", "content": f"Q{i % (prompts or count)}"}],
+            "prompt": [{"role": "user", "content": f"Q{i % (prompts or first + count)}"}],
             "chosen": [{"role": "assistant", "content": f"A{i}"}],
             "rejected": [{"role": "assistant", "content": f"B{i}" * (i % 3 + 1)}],
         }
-        for i in range(count)
+        for i in range(first, first + count)
     ]
 
 
@@ -57,7 +57,7 @@ def make(tmp_path: Path, tokenizer: str) -> Any:
         if pairs is not None:
             arguments["train"] = write(tmp_path / "train.jsonl", pairs)
         return PreferenceDataModule(
-            **({"tokenizer": tokenizer, "cache_dir": str(tmp_path / "cache")} | arguments)
+            **({"tokenizer": tokenizer, "cache_dir": str(tmp_path / "cache"), "max_dropped": 1.0} | arguments)
         )
 
     return build
@@ -102,7 +102,7 @@ def attach(data: PreferenceDataModule, **trainer: Any) -> PreferenceDataModule:
 
 
 def test_files_become_tokenised_pairs_of_each_split(make: Any, tmp_path: Path) -> None:
-    validation = write(tmp_path / "validation.jsonl", rows(5))
+    validation = write(tmp_path / "validation.jsonl", rows(5, first=9))
     test = write(tmp_path / "test.jsonl", rows(7))
     data = ready(make(rows(9), validation=validation, test=test))
     assert [len(data.train_dataset), len(data.validation_dataset), len(data.test_dataset)] == [9, 5, 7]
@@ -126,13 +126,13 @@ def test_the_token_limits_reach_the_tokenisation(make: Any) -> None:
     data = ready(make(rows(6), max_length=prompt + rejected))
     # Rows 0 and 3 have the rejected answer once, the others two or three times.
     assert numbers(data, data.train_dataset) == [0, 3]
-    assert data.report()["train"].dropped["pair too long"].pairs == 4
+    assert data.report()["train"].dropped["pair too long"].rows == 4
 
 
 def test_rows_may_come_from_an_overridden_method(tokenizer: str, tmp_path: Path) -> None:
     class Mine(PreferenceDataModule):
         def load_rows(self, split: str) -> list[dict[str, Any]]:
-            return {"train": rows(4), "validation": rows(2), "test": []}[split]
+            return {"train": rows(4), "validation": rows(2, first=4), "test": []}[split]
 
     data = ready(Mine(tokenizer=tokenizer, cache_dir=str(tmp_path)))
     assert (len(data.train_dataset), len(data.validation_dataset), data.test_dataset) == (4, 2, None)
@@ -159,13 +159,13 @@ def test_the_report_says_what_was_kept_and_what_was_dropped_and_why(make: Any) -
         name: sum(len(getattr(pair, name)) for pair in data.train_dataset)
         for name in ("prompt", "chosen", "rejected")
     }
-    assert str(report).startswith(f"3 pairs of {data.train}; tokens: ")
-    assert str(report).endswith(f"dropped: 1 identical answers (first {data.train}:4)")
+    assert str(report).startswith(f"3 pairs of {data.train} (explicit messages); tokens: ")
+    assert str(report).endswith(f"left out: 1 identical answers (first {data.train}:4)")
 
 
 def test_data_of_which_nothing_is_left_is_an_error_with_the_reasons(make: Any) -> None:
     with pytest.raises(
-        DataError, match="no usable pair is left; dropped: 3 prompt leaves no room for an answer"
+        DataError, match="no usable pair is left; left out: 3 prompt leaves no room for an answer"
     ):
         ready(make(rows(3), max_length=4))
 
@@ -293,7 +293,7 @@ def test_several_splits_are_found_again_whatever_was_tokenised_before(
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     arguments = {
         "tokenizer": str(tmp_path / "tokenizer"),
-        "validation": write(tmp_path / "other.jsonl", rows(4)),
+        "validation": write(tmp_path / "other.jsonl", rows(4, first=9)),
     }
     ready(make(rows(9), **arguments))
     monkeypatch.setattr(cache, "tokenize_records", None)
@@ -320,11 +320,11 @@ def test_other_settings_are_tokenised_anew(change: dict[str, Any], make: Any, tm
 def test_a_damaged_cache_is_made_again(make: Any, tmp_path: Path) -> None:
     expected = list(ready(make(rows(9))).train_dataset)
     (entry,) = (tmp_path / "cache").iterdir()
-    for name in ("tokens.npy", "lengths.npy", "info.json"):
+    for name in ("tokens.bin", "lengths.bin", "keys.bin", "info.json"):
         content = (entry / name).read_bytes()
         (entry / name).write_bytes(content[: len(content) // 2])
         assert list(ready(make(rows(9))).train_dataset) == expected
-    (entry / "tokens.npy").unlink()
+    (entry / "tokens.bin").unlink()
     assert list(ready(make(rows(9))).train_dataset) == expected
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
 
@@ -425,14 +425,15 @@ def test_overfitting_takes_the_same_batches_in_every_epoch(make: Any) -> None:
 def test_two_ranks_share_every_pair_once_in_equally_many_batches(
     stage: str, make: Any, tmp_path: Path
 ) -> None:
-    validation = write(tmp_path / "validation.jsonl", rows(11))
+    validation = write(tmp_path / "validation.jsonl", rows(11, first=11))
     found = []
     for rank in (0, 1):
         data = attach(ready(make(rows(11), validation=validation)), world_size=2, global_rank=rank)
         loader = data.train_dataloader() if stage == "fit" else data.val_dataloader()
         found.append(batch_numbers(data, loader))
     assert len(found[0]) == len(found[1])
-    assert sorted(itertools.chain(*found[0], *found[1])) == list(range(11))
+    first = 0 if stage == "fit" else 11
+    assert sorted(itertools.chain(*found[0], *found[1])) == list(range(first, first + 11))
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])

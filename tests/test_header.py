@@ -36,3 +36,25 @@ def test_the_header_warns_of_a_stop_token_that_cannot_be_learned(
     make_trainer(max_steps=1, callbacks=[RunHeader()]).fit(module, datamodule=data)
     assert ("never have learned to stop with <|im_start|>" in caplog.text) is warned
     assert "4 pairs" in caplog.text
+
+
+def test_a_fit_begins_with_what_is_suspicious_in_its_data_and_a_sound_set_with_nothing(
+    tiny_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(rows: list[dict[str, str]], name: str) -> str:
+        class Given(PreferenceDataModule):
+            def load_rows(self, split: str) -> Any:
+                return rows if split == "train" else ()
+
+        caplog.clear()
+        data = Given(tokenizer=tiny_base, max_length=64, cache_dir=str(tmp_path / name))
+        module = PreferenceModule(tiny_base, lora_r=2)
+        make_trainer(max_steps=1, callbacks=[RunHeader()], default_root_dir=tmp_path).fit(module, data)
+        return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+    caplog.set_level("INFO", logger="orpo_lightning")
+    sound = [{"prompt": f"count {k}", "chosen": f" up {k}", "rejected": f" down it {k}"} for k in range(8)]
+    sound += [{"prompt": f"name {k}", "chosen": f" a thing {k}", "rejected": f" no {k}"} for k in range(8)]
+    assert "contradict" not in warnings(sound, "sound")
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in sound[:3]]
+    assert "contradict" in warnings([*sound, *turned], "turned")

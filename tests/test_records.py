@@ -2,352 +2,282 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import contextlib
+import math
+import random
 import re
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from orpo_lightning.data.records import split_shared_prefix, to_record, to_records
+from orpo_lightning.data.left_out import LeftOut, broken
+from orpo_lightning.data.records import PreferenceRecord, Records, to_record
 from orpo_lightning.data.sources import (
-    HubName,
     Row,
-    locate,
-    read_rows,
-    rows_fingerprint,
-    source_fingerprint,
 )
 from orpo_lightning.errors import DataError
+from tests.shape_samples import SAMPLES, assistant, user
+
+EXPLICIT = {"prompt": "p", "chosen": "a", "rejected": "b"}
+WHOLE = {"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}
 
 
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: str) -> dict[str, str]:
-    return {"role": "system", "content": text}
-
-
-def fails(row: Any, message: str) -> None:
-    with pytest.raises(DataError, match=re.escape(message)):
-        to_record(row, "x.jsonl:3")
-
-
-def test_explicit_text_stays_as_it_is() -> None:
-    row = {"prompt": "Q: ", "chosen": " yes\n", "rejected": "2024-01-01", "score": 3}
-    assert to_record(row, "x.jsonl:3") == ("Q: ", " yes\n", "2024-01-01", "x.jsonl:3")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "prompt"),
-    [
-        ("Q: red? A: yes", "Q: red? A: no", "Q: red? A:"),
-        ("say the cat", "say the car", "say the"),
-        ("count: 1", "count: 12", "count:"),
-        ("Human: hi\n\nAssistant:Yes", "Human: hi\n\nAssistant:No", "Human: hi\n\nAssistant:"),
-        ("A:\nyes", "A:\nno", "A:\n"),
-        ("it is. So", "it is! So", "it is"),
-        ("more", "more of it", "more"),
-    ],
-)
-def test_implicit_text_parts_before_the_first_differing_word_and_its_space(
-    chosen: str, rejected: str, prompt: str
-) -> None:
-    record = to_record({"chosen": chosen, "rejected": rejected}, "x")
-    assert record.prompt == prompt
-    assert (record.chosen, record.rejected) == (chosen[len(prompt) :], rejected[len(prompt) :])
-
-
-def test_identical_implicit_text_is_left_to_be_counted_and_not_an_error() -> None:
-    assert split_shared_prefix("a b", "a b", "x") == ("", "a b", "a b")
-
-
-@pytest.mark.parametrize(("chosen", "rejected"), [("yes", "no"), ("cat", "car"), (" yes", " no")])
-def test_implicit_text_that_shares_no_beginning_is_an_error(chosen: str, rejected: str) -> None:
-    fails({"chosen": chosen, "rejected": rejected}, "x.jsonl:3: there is no key 'prompt', and chosen and")
-
-
-def test_explicit_messages_may_hold_the_reply_only_or_repeat_the_prompt() -> None:
-    turns = [system("Be brief."), user("Hi"), assistant("Hello"), user("2 + 2?")]
-    expected = (turns, [assistant("4")], [assistant("5")], "x")
-    replies = {"prompt": turns, "chosen": [assistant("4")], "rejected": [assistant("5")]}
-    whole = {"prompt": turns, "chosen": [*turns, assistant("4")], "rejected": [*turns, assistant("5")]}
-    mixed = {"prompt": turns, "chosen": [assistant("4")], "rejected": [*turns, assistant("5")]}
-    strings = {"prompt": turns, "chosen": "4", "rejected": "5"}
-    for row in (replies, whole, mixed, strings):
-        assert to_record(row, "x") == expected
-
-
-def test_implicit_messages_are_answered_by_the_last_turn_only() -> None:
-    turns = [user("Hi"), assistant("Hello"), user("2 + 2?")]
-    row = {"chosen": [*turns, assistant("4")], "rejected": [*turns, assistant("5")]}
-    assert to_record(row, "x") == (turns, [assistant("4")], [assistant("5")], "x")
-
-
-def test_messages_win_over_the_plain_prompt_beside_them() -> None:
-    row = {
-        "prompt": "2 + 2?",
-        "prompt_id": "f00",
-        "chosen": [user("2 + 2?"), assistant("4")],
-        "rejected": [user("2 + 2?"), assistant("5")],
-        "messages": [user("2 + 2?"), assistant("4")],
-        "score_chosen": 8.0,
-        "score_rejected": 5.0,
-    }
-    assert to_record(row, "x") == ([user("2 + 2?")], [assistant("4")], [assistant("5")], "x")
-
-
-def test_a_plain_prompt_before_single_replies_is_the_user_turn() -> None:
-    row = {"prompt": "2 + 2?", "chosen": [assistant("4")], "rejected": [assistant("5")]}
-    assert to_record(row, "x").prompt == [user("2 + 2?")]
-
-
-def test_a_system_column_comes_in_front_of_messages_without_a_system_turn() -> None:
-    row = {"prompt": [user("Hi")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
-    assert to_record(row | {"system": "Be brief."}, "x").prompt == [system("Be brief."), user("Hi")]
-    assert to_record(row | {"system": ""}, "x").prompt == [user("Hi")]
-    own = row | {"prompt": [system("Mine."), user("Hi")], "system": "Be brief."}
-    assert to_record(own, "x").prompt == [system("Mine."), user("Hi")]
-
-
-def test_messages_keep_role_and_content_only() -> None:
-    chosen = [assistant("a") | {"score": 1, "tool_calls": None}]
-    row = {"prompt": [user("Hi")], "chosen": chosen, "rejected": [assistant("b")]}
-    assert to_record(row, "x").chosen == [assistant("a")]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ([1], "x.jsonl:3: expected an object with chosen and rejected, found a list"),
-        (
-            {"prompt": "p", "win": "a", "chosen": "b"},
-            "x.jsonl:3: key 'rejected' is missing; the row's keys are 'prompt', 'win', 'chosen'",
-        ),
-        (
-            {"prompt": "p", "chosen": None, "rejected": "b"},
-            "chosen must be text or a list of messages, found null",
-        ),
-        (
-            {"prompt": "p", "chosen": "a", "rejected": 5},
-            "rejected must be text or a list of messages, found int 5",
-        ),
-        ({"prompt": "p", "chosen": "a", "rejected": True}, "found true or false"),
-        ({"prompt": "p", "chosen": "a", "rejected": float("nan")}, "found float nan"),
-        ({"prompt": None, "chosen": "a", "rejected": "b"}, "x.jsonl:3: prompt must be text, found null"),
-        (
-            {"prompt": "p", "chosen": "a", "rejected": [assistant("b")]},
-            "found: chosen is text, rejected a list",
-        ),
-        (
-            {"prompt": "p", "chosen": "a\ud800", "rejected": "b"},
-            "chosen is not valid Unicode: lone surrogate at",
-        ),
-    ],
-)
-def test_rows_of_no_known_shape_are_named_with_what_was_found(row: Any, message: str) -> None:
-    fails(row, message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt": 5}, "x.jsonl:3: prompt must be text or a list of messages, found int 5"),
-        ({"chosen": []}, "chosen: the last message must be from 'assistant', found no message"),
-        (
-            {"chosen": [user("a")]},
-            "x.jsonl:3: chosen: the last message must be from 'assistant', found 'user'",
-        ),
-        ({"chosen": ["a"]}, "chosen[0]: expected a message with role and content, found text"),
-        (
-            {"chosen": [{"role": "assistant"}]},
-            "chosen[0]: expected a message with role and content, found keys",
-        ),
-        (
-            {"chosen": [{"role": "bot", "content": "a"}]},
-            "role must be one of system, user, assistant, tool, found",
-        ),
-        ({"chosen": [{"role": "assistant", "content": None}]}, "chosen[0].content must be text, found null"),
-        (
-            {"prompt": [user("Hi"), {"role": "user", "content": [{"type": "image"}]}]},
-            "x.jsonl:3: prompt[1].content must be text, found a list",
-        ),
-        ({"chosen": [user("Ho"), assistant("a")]}, "chosen begins with a user turn but does not repeat"),
-        (
-            {
-                "prompt": None,
-                "chosen": [user("Hi"), assistant("a")],
-                "rejected": [user("Ho"), assistant("b")],
-            },
-            "x.jsonl:3: chosen and rejected answer different prompts: turn 0 differs",
-        ),
-        (
-            {"rejected": [assistant("b"), user("Really?"), assistant("c")]},
-            "different prompts: turns before the answer: 1 (chosen), 3 (rejected)",
-        ),
-        ({"prompt": None}, "x.jsonl:3: no turn before the answer"),
-    ],
-)
-def test_messages_that_cannot_be_used_are_named_by_place(changes: dict[str, Any], message: str) -> None:
-    fails(
-        {"prompt": [user("Hi")], "chosen": [assistant("a")], "rejected": [assistant("b")]} | changes, message
-    )
+def faults(found: Records) -> dict[str, str]:
+    """Return the sentences about broken rows, by place."""
+    return {item.where: item.detail for item in found if isinstance(item, LeftOut) and item.is_broken}
 
 
 def test_records_of_unplaced_rows_are_numbered_from_one() -> None:
-    rows = [
-        {"prompt": "p", "chosen": "a", "rejected": "b"},
-        Row({"prompt": "p", "chosen": "a", "rejected": "b"}, "f:9"),
-    ]
-    assert [record.where for record in to_records(rows, "mine")] == ["mine row 1", "f:9"]
+    rows = [EXPLICIT, Row(EXPLICIT, "f:9"), broken("f:10", "f:10: x"), EXPLICIT]
+    assert [item.where for item in Records(rows, "mine")] == ["mine row 1", "f:9", "f:10", "mine row 4"]
 
 
-ROWS = [
-    {"prompt": "When?", "chosen": "2024-01-01", "rejected": 'a "b", c\nd'},
-    {"prompt": "Größe?", "chosen": "1e5", "rejected": "ü"},
+def test_the_shape_is_known_from_the_first_row_on_and_no_row_is_read_ahead() -> None:
+    taken = 0
+
+    def rows() -> Iterator[dict[str, str]]:
+        nonlocal taken
+        while taken < 3:
+            taken += 1
+            yield EXPLICIT
+
+    found = Records(rows(), "x")
+    assert found.shape is None
+    for number, _ in enumerate(found, start=1):
+        assert found.shape == "explicit text"
+        assert taken == number
+    assert taken == 3
+
+
+def test_rows_left_out_before_are_passed_on_where_they_stood() -> None:
+    gone = [LeftOut(f"x:{i}", "some reason", rows=i) for i in range(3)]
+    found = Records([gone[0], EXPLICIT, gone[1], EXPLICIT, gone[2]], "x")
+    first, _, second, _, third = found
+    assert [first, second, third] == gone
+    found = Records(gone, "x")
+    assert list(found) == gone
+    assert found.shape is None
+    assert list(Records([], "x")) == []
+
+
+def test_a_row_unlike_the_first_is_broken_however_well_it_fits_another_shape() -> None:
+    without = {"chosen": "same start a", "rejected": "same start b"}
+    rows = [EXPLICIT, without, WHOLE | {"prompt": "p"}, EXPLICIT | {"rejected": None}, EXPLICIT]
+    found = Records(rows, "x")
+    assert faults(found) == {
+        "x row 2": "x row 2: key 'prompt' is missing; the row's keys are 'chosen', 'rejected' "
+        "(read as explicit text)",
+        "x row 3": "x row 3: chosen must be text, found a list (read as explicit text)",
+        "x row 4": "x row 4: rejected must be text, found null (read as explicit text)",
+    }
+    assert [item.row for item in found if isinstance(item, LeftOut)] == rows[1:4]
+    assert sum(isinstance(item, PreferenceRecord) for item in found) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "detail"),
+    [
+        (
+            {"chosen": "do a", "rejected": "do b"},
+            EXPLICIT,
+            "x row 2: found 'prompt', which the first row had not; "
+            "if that one is at fault, mend it or set the shape (read as implicit text)",
+        ),
+        ({"chosen": "do a", "rejected": "do b"}, EXPLICIT | {"question": "q"}, "found 'prompt'"),
+        (EXPLICIT, EXPLICIT | {"system": "s"}, "x row 2: found 'system', which the first row had not"),
+        (
+            WHOLE | {"prompt": "p"},
+            WHOLE,
+            "x row 2: key 'prompt' is missing; the row's keys are 'chosen', 'rejected' "
+            "(read as explicit messages)",
+        ),
+        (
+            WHOLE | {"prompt": "p"},
+            EXPLICIT,
+            "x row 2: expected messages in prompt, or in chosen and rejected; found text in all",
+        ),
+        (
+            WHOLE,
+            EXPLICIT,
+            "x row 2: chosen must be a list of messages, found text (read as implicit messages)",
+        ),
+        (
+            WHOLE | {"prompt": "p"},
+            WHOLE | {"prompt": 5},
+            "prompt must be text or a list of messages, found int 5",
+        ),
+        (
+            EXPLICIT,
+            [1],
+            "x row 2: expected an object with chosen and rejected, found a list (read as explicit text)",
+        ),
+        (EXPLICIT, "text", "x row 2: expected an object with chosen and rejected, found text"),
+        (EXPLICIT, 3.5, "x row 2: expected an object with chosen and rejected, found float 3.5"),
+    ],
+)
+def test_a_row_that_would_mean_something_else_under_the_first_rows_shape_is_broken(
+    first: Any, other: Any, detail: str
+) -> None:
+    found = faults(Records([first, other], "x"))
+    assert list(found) == ["x row 2"]
+    assert detail in found["x row 2"]
+
+
+def test_columns_that_hold_nothing_mean_nothing() -> None:
+    rows = [{"chosen": "do a", "rejected": "do b"}, {"prompt": None, "chosen": "do a", "rejected": "do b"}]
+    assert len({item[:3] for item in Records(rows, "x")}) == 1
+    assert faults(Records([EXPLICIT, EXPLICIT | {"system": ""}], "x")) == {}
+
+
+def test_first_rows_of_no_shape_are_broken_rows_if_another_one_has_a_shape() -> None:
+    rows = [{"prompt": "p", "chosen": "a"}, broken("f:2", "f:2: x"), EXPLICIT | {"chosen": 3}, [], EXPLICIT]
+    found = Records(rows, "x")
+    assert faults(found) == {
+        "x row 1": "x row 1: key 'rejected' is missing; the row's keys are 'prompt', 'chosen' "
+        "(read as explicit text)",
+        "f:2": "f:2: x",
+        "x row 3": "x row 3: chosen must be text, found int 3 (read as explicit text)",
+        "x row 4": "x row 4: expected an object with chosen and rejected, found a list "
+        "(read as explicit text)",
+    }
+    assert [item.where for item in found] == ["x row 1", "f:2", "x row 3", "x row 4", "x row 5"]
+
+
+def test_a_source_of_no_shape_is_an_error_about_its_first_row_found_before_long() -> None:
+    taken = 0
+
+    def rows() -> Iterator[dict[str, str]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield {"instruction": f"i {taken}", "win": "a", "lose": "b"}
+
+    message = (
+        "x row 1: key 'chosen' is missing; the row's keys are 'instruction', 'win', 'lose'; "
+        "set data.columns: {chosen: win, rejected: lose} to read it as instruction"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        list(Records(rows(), "x"))
+    assert taken == 100
+
+
+def test_a_shape_that_is_asked_for_is_read_whatever_else_a_row_holds() -> None:
+    row = {"prompt": "do", "chosen": "do a", "rejected": "do b"}
+    assert list(Records([row], "x", shape="implicit text")) == [PreferenceRecord("do", " a", " b", "x row 1")]
+    (left,) = Records([{"prompt": "p", "chosen": "a"}], "x", shape="implicit text")
+    assert isinstance(left, LeftOut)
+    assert left.detail == (
+        "x row 1: key 'rejected' is missing; the row's keys are 'prompt', 'chosen' (read as implicit text)"
+    )
+
+
+def test_a_family_that_is_asked_for_and_fits_no_row_is_an_error_of_its_own() -> None:
+    with pytest.raises(
+        DataError, match=r"x row 1: key 'prompt' is missing; the row's keys are 'chosen', 'rejec"
+    ):
+        list(Records([WHOLE, WHOLE], "x", shape="explicit"))
+    found = Records([EXPLICIT | {"system": "s"}], "x", shape="explicit")
+    assert list(found) == [PreferenceRecord("p", "a", "b", "x row 1")]
+
+
+def test_mapped_columns_stand_under_our_names_in_place_of_what_stood_there() -> None:
+    row = {"prompt": "old", "question": "p", "better": "a", "worse": "b", "s1": 3, "s2": 1}
+    columns = {
+        "prompt": "question",
+        "chosen": "better",
+        "rejected": "worse",
+        "chosen_score": "s1",
+        "rejected_score": "s2",
+    }
+    found = Records([Row(row, "f:1")], "x", columns=columns)
+    assert list(found) == [PreferenceRecord("p", "a", "b", "f:1", margin=2.0)]
+    assert found.shape == "explicit text"
+    swapped = Records([EXPLICIT], "x", columns={"chosen": "rejected", "rejected": "chosen"})
+    assert list(swapped) == [PreferenceRecord("p", "b", "a", "x row 1")]
+
+
+def test_a_mapped_column_that_is_not_there_is_named_beside_those_that_are() -> None:
+    columns = {"chosen": "beter"}
+    row = {"prompt": "p", "better": "a", "rejected": "b"}
+    message = (
+        "x row 1: data.columns maps 'chosen' to 'beter', and there is no such column "
+        "(did you mean 'better'?); the columns are 'prompt', 'better', 'rejected'"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        list(Records([row, row], "x", columns=columns))
+    found = Records([row | {"beter": "c"}, row], "x", columns=columns)
+    assert faults(found) == {"x row 2": message.replace("row 1", "row 2") + " (read as explicit text)"}
+    # What was left out is shown as it stands in the file.
+    assert [item.row for item in found if isinstance(item, LeftOut)] == [row]
+
+
+ODD = [
+    None,
+    True,
+    0,
+    -1.5,
+    float("nan"),
+    10**40,
+    "",
+    " ",
+    "\ud800",
+    "text",
+    [],
+    {},
+    [None],
+    ["a"],
+    [[]],
+    b"x",
 ]
 
 
-def test_json_lines_keep_places_and_texts_through_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n\r\n{lines[1]}".encode())
-    rows = list(read_rows(str(path)))
-    assert rows == ROWS
-    assert [row.where for row in rows] == [f"{path}:1", f"{path}:3"]
+def _mutated(value: Any, draw: random.Random) -> Any:
+    """Return a value with one thing in it replaced, left out or doubled."""
+    if draw.random() < 0.4 or not isinstance(value, (dict, list)) or not value:
+        return draw.choice(ODD)
+    if isinstance(value, list):
+        place = draw.randrange(len(value))
+        kept = [value[:place] + value[place + 1 :], [*value, value[place]]]
+        return draw.choice([*kept, [*value[:place], _mutated(value[place], draw), *value[place + 1 :]]])
+    key = draw.choice(list(value))
+    without = {name: item for name, item in value.items() if name != key}
+    return draw.choice([without, without | {"other": value[key]}, value | {key: _mutated(value[key], draw)}])
 
 
-@pytest.mark.parametrize("text", [json.dumps(ROWS, indent=1), "\n".join(map(json.dumps, ROWS))])
-def test_a_json_file_may_be_an_array_or_lines(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    assert list(read_rows(str(path))) == ROWS
+@pytest.mark.parametrize("name", SAMPLES)
+def test_whatever_is_done_to_rows_each_is_accounted_for_and_nothing_else_is_raised(name: str) -> None:
+    draw = random.Random(name)
+    rows = [_mutated(draw.choice(SAMPLES[name]), draw) for _ in range(300)]
+    rows = [row if row is not None else {} for row in rows]
+    for shape in (name, None):
+        found = list(Records([SAMPLES[name][0], *rows], "x", shape=shape))
+        assert sum(item.rows for item in found) == 301
+        places = [place for item in found for place in item.where.split(" and ")]
+        assert sorted(places) == sorted(f"x row {i}" for i in range(1, 302))
+        for item in found:
+            if isinstance(item, LeftOut):
+                assert item.detail.startswith(f"{item.where}: ")
+                assert "\n" not in item.detail
+                assert len(item.detail) < 1000
+            else:
+                _check_record(item)
+    for number, row in enumerate(rows):
+        with contextlib.suppress(DataError):
+            _check_record(to_record(row, f"x:{number}"))
 
 
-def test_a_csv_file_gives_text_only_and_the_line_where_a_row_begins(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    long = {"prompt": "0123", "chosen": "y" * 200_000, "rejected": ""}
-    with path.open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, ROWS[0].keys())
-        writer.writeheader()
-        writer.writerows([*ROWS, long])
-    rows = list(read_rows(str(path)))
-    assert rows == [*ROWS, long]
-    # The first row's quoted line break takes a line of its own.
-    assert [row.where for row in rows] == [f"{path}:2", f"{path}:4", f"{path}:5"]
-
-
-def test_a_parquet_file_gives_strings_and_message_lists(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    expected = [{"chosen": [user("Hi"), assistant("a")], "rejected": [user("Hi"), assistant("b")], "id": "7"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(expected), path)
-    (row,) = read_rows(str(path))
-    assert row == expected[0]
-    assert row.where == f"{path} row 1"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "x.jsonl is empty: expected at least one preference pair"),
-        (b"\n\n", "x.jsonl is empty"),
-        (b'{"a": 1}\n{"a": ', "x.jsonl:2: is not JSON: Expecting value, character 6 (cut off?)"),
-        (b'{"a": "b', "x.jsonl:1: is not JSON: Unterminated string starting at, character 6 (cut off?)"),
-        (
-            b'{"a": 1}\n{"a" 1, "b": 2}\n{"a": 1}',
-            "x.jsonl:2: is not JSON: Expecting ':' delimiter, character 5",
-        ),
-        (b'{"a": 1}\n{"a": "\xe9"}', "x.jsonl:2: is not UTF-8 text (byte 7)"),
-        (b'{"a": 1, "a": 2}', "x.jsonl:1: is not usable JSON: key 'a' stands twice in one object"),
-        (b"[1, 2]", "x.jsonl:1: expected an object with chosen and rejected, found list"),
-        (b'{"a": ' + b"[" * 100_000, "x.jsonl:1: is not usable JSON"),
-    ],
-)
-def test_broken_json_lines_are_named_with_file_and_line(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=re.escape(message)):
-        list(read_rows(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.json", b"[", "x.json: is not JSON"),
-        ("x.parquet", b"PAR1 no", "x.parquet: is not a readable Parquet file"),
-        ("x.csv", b"prompt,chosen,rejected\na,b,c\na,b\n", "x.csv:3: expected 3 values"),
-        ("x.csv", b"prompt,chosen,rejected\n\xe9,b,c\n", "x.csv: is not UTF-8 text"),
-        ("x.csv", b'prompt,chosen,rejected\na,b,"c\n', "x.csv:2: is not comma-separated text"),
-        ("x.txt", b"", "x.txt: expected a name ending in .jsonl, .json, .parquet, .csv, found '.txt'"),
-    ],
-)
-def test_other_broken_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=re.escape(message)):
-        list(read_rows(str(path)))
-
-
-def test_a_missing_file_brings_up_the_nearest_name(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(DataError, match=r"trian.jsonl: no such file \(did you mean .*train.jsonl\?\)"):
-        locate(str(tmp_path / "trian.jsonl"))
-    with pytest.raises(DataError, match=r"is a folder; name one file in it"):
-        locate(str(tmp_path))
-    with pytest.raises(DataError, match=r"no folder .*nowhere\)"):
-        locate(str(tmp_path / "nowhere" / "x.jsonl"))
-
-
-def test_a_name_is_a_hub_id_unless_such_a_file_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert locate("owner/name") == HubName("owner/name", "train")
-    assert locate("HuggingFaceH4/ultrafeedback_binarized:test_prefs") == HubName(
-        "HuggingFaceH4/ultrafeedback_binarized", "test_prefs"
-    )
-    with pytest.raises(DataError, match="no such file"):
-        locate("owner/pairs.jsonl")
-    monkeypatch.chdir(tmp_path)
-    Path("owner").mkdir()
-    Path("owner/pairs.jsonl").write_text("{}")
-    assert locate("owner/pairs.jsonl") == Path("owner/pairs.jsonl")
-
-
-def test_a_hub_data_set_is_read_through_datasets_with_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    data = datasets.Dataset.from_list([{"chosen": [user("Hi"), assistant("a")], "rejected": "b"}])
-    asked = []
-
-    def load_dataset(name: str, split: str) -> datasets.Dataset:
-        asked.append((name, split))
-        return data
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (row,) = read_rows("owner/name:test_prefs")
-    assert row == {"chosen": [user("Hi"), assistant("a")], "rejected": "b"}
-    assert row.where == "owner/name:test_prefs row 1"
-    assert data._fingerprint in source_fingerprint("owner/name:test_prefs")
-    assert set(asked) == {("owner/name", "test_prefs")}
-
-
-def test_a_files_fingerprint_is_that_of_its_content(tmp_path: Path) -> None:
-    one, same, other = (tmp_path / f"{name}.jsonl" for name in ("one", "same", "other"))
-    for path, text in ((one, "{}"), (same, "{}"), (other, "{} ")):
-        path.write_text(text)
-    assert source_fingerprint(str(one)) == source_fingerprint(str(same)) != source_fingerprint(str(other))
-
-
-def test_a_fingerprint_of_rows_sees_every_value_and_the_order_of_rows_only() -> None:
-    one, other = ROWS
-    assert rows_fingerprint([one, other]) == rows_fingerprint([dict(reversed(one.items())), other])
-    assert rows_fingerprint([one, other]) != rows_fingerprint([other, one])
-    assert rows_fingerprint([one, other]) != rows_fingerprint([one, other | {"rejected": "u"}])
+def _check_record(record: PreferenceRecord) -> None:
+    """Make sure that a record is what tokenising relies on."""
+    parts = (record.prompt, record.chosen, record.rejected)
+    if isinstance(record.prompt, str):
+        assert all(isinstance(part, str) for part in parts)
+        texts = list(parts)
+    else:
+        assert all(isinstance(part, list) for part in parts)
+        assert [message["role"] for message in (*record.chosen, *record.rejected)] == ["assistant"] * 2  # type: ignore[index]
+        messages = [message for part in parts for message in part]
+        assert all(message["role"] in ("system", "user", "assistant", "tool") for message in messages)  # type: ignore[index]
+        texts = [message["content"] for message in messages]  # type: ignore[index]
+    assert all(isinstance(text, str) and text.encode() is not None for text in texts)  # type: ignore[union-attr]
+    assert record.margin is None or math.isfinite(record.margin)

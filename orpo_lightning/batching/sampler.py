@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from orpo_lightning.batching.base import Normalisers, PairBatch, TokenizedPair
+from orpo_lightning.batching.mixture import epoch_order, mixed_order
 from orpo_lightning.batching.padded import count_targets
 
 FILLER = -1
@@ -44,13 +45,6 @@ class PlannedPairs(NamedTuple):
     totals: StepTotals | None
 
 
-def epoch_order(num_pairs: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the permutation (num_pairs,) of one epoch."""
-    # Neighbouring seeds must not share epochs, as seed + epoch would.
-    generator = torch.Generator().manual_seed(((seed << 24) ^ epoch) % 2**63)
-    return torch.randperm(num_pairs, generator=generator)
-
-
 def micro_batches_per_rank(num_pairs: int, *, batch_size: int, world_size: int) -> int:
     """Return how many micro-batches of at most `batch_size` each rank needs if all have equally many."""
     return -(-num_pairs // (batch_size * world_size))
@@ -74,9 +68,9 @@ def deal(step: Tensor, *, batch_size: int, world_size: int) -> list[list[int]]:
 class PlannedSampler(Sampler[PlannedBatch]):
     """Plans an epoch of training as whole optimizer steps of world_size * accumulate * batch_size pairs.
 
-    Only the last step may be smaller; every pair is used once. With `shuffle`, each epoch has its own order,
-    and within a step pairs of like length come together: that saves padding, and changes no gradient since a
-    step is normalised as a whole.
+    Only the last step may be smaller; every pair is used once, or as often as the mixture says. With
+    `shuffle`, each epoch has its own order, and within a step pairs of like length come together: that saves
+    padding, and changes no gradient since a step is normalised as a whole.
 
     Args:
         lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
@@ -86,6 +80,8 @@ class PlannedSampler(Sampler[PlannedBatch]):
         rank: the one this sampler is for.
         shuffle: False keeps the pairs in the order they stand in.
         seed: with the epoch, all the order depends on.
+        mixture: (pairs, weight) of each source, where sources are mixed otherwise than by their sizes; their
+            pairs stand one source behind the other.
     """
 
     def __init__(
@@ -98,8 +94,10 @@ class PlannedSampler(Sampler[PlannedBatch]):
         rank: int = 0,
         shuffle: bool = True,
         seed: int = 0,
+        mixture: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         """Start at the first micro-batch of epoch 0."""
+        self.mixture = mixture
         self.lengths, self.targets = lengths, count_targets(lengths)
         self.batch_size, self.accumulate = batch_size, accumulate
         self.world_size, self.rank = world_size, rank
@@ -145,14 +143,19 @@ class PlannedSampler(Sampler[PlannedBatch]):
         return self.world_size * self.accumulate * self.batch_size
 
     def _epoch(self) -> Iterator[PlannedBatch]:
-        count = len(self.lengths)
-        order = epoch_order(count, seed=self.seed, epoch=self.epoch) if self.shuffle else torch.arange(count)
-        for step in order.split(self._pairs_per_step) if count else ():
+        for step in self._order().split(self._pairs_per_step) if len(self.lengths) else ():
             totals = self._totals(step)
             by_length = step[_longest_first(self.lengths[step])] if self.shuffle else step
             slots = deal(by_length, batch_size=self.batch_size, world_size=self.world_size)
             for slot in slots[self.rank :: self.world_size]:
                 yield PlannedBatch(slot, totals)
+
+    def _order(self) -> Tensor:
+        if self.mixture is not None:
+            sizes, weights = zip(*self.mixture, strict=True)
+            return mixed_order(sizes, weights, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
+        count = len(self.lengths)
+        return epoch_order(count, seed=self.seed, epoch=self.epoch) if self.shuffle else torch.arange(count)
 
     def _totals(self, step: Tensor) -> StepTotals:
         targets = self.targets[step]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
 
+from orpo_lightning.data.health import Rules, brief, examine, gather
+from orpo_lightning.data.table import DROPPED
 from orpo_lightning.modeling import unlearnable_stop_tokens
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,11 @@ class RunHeader(lightning.Callback):
             return
         rows = {**model_rows(module), "precision": str(trainer.precision), **data_rows(trainer)}
         if trainer.state.fn == "fit":
-            rows |= {**step_rows(trainer), **stop_token_rows(trainer, module)}
+            rows |= {**left_out_rows(trainer), **step_rows(trainer), **stop_token_rows(trainer, module)}
         log.info("%s", aligned({**rows, **self.rows}))
+        if trainer.state.fn == "fit":
+            for line in suspicious_lines(trainer):
+                log.warning("%s", line)
 
 
 def aligned(rows: dict[str, str]) -> str:
@@ -82,6 +88,26 @@ def data_rows(trainer: Any) -> dict[str, str]:
     """Return how many pairs each split keeps and drops, and why; nothing for a foreign data module."""
     report = getattr(getattr(trainer, "datamodule", None), "report", None)
     return {} if report is None else {split: str(held) for split, held in report().items()}
+
+
+def left_out_rows(trainer: Any) -> dict[str, str]:
+    """List every row that is not trained on in the run's folder, and say where; nothing where none is."""
+    preparation = getattr(getattr(trainer, "datamodule", None), "preparation", None)
+    if preparation is None:
+        return {}
+    file = Path(trainer.default_root_dir) / DROPPED
+    count = preparation.write_left_out(file)
+    return {"left out": f"{count:,} rows, each with its reason in {file}"} if count else {}
+
+
+def suspicious_lines(trainer: Any) -> list[str]:
+    """Return what `inspect` would find wrong or surprising in the data of a run, a few lines at most."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(data, "preparation", None) is None:
+        return []
+    splits = gather(data.preparation, ("train", "validation"))
+    most = data.cleaning.max_dropped
+    return brief(examine(splits, data.processor, Rules.of(data), max_dropped=most, with_rows=False))
 
 
 def stop_token_rows(trainer: Any, module: Any) -> dict[str, str]:

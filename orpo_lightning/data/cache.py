@@ -1,4 +1,4 @@
-"""Tokenised pairs on disk: made once, found again by what they were made from, and memory-mapped."""
+"""Tokenised pairs on disk: made once in bounded memory, found again by what they were made from."""
 
 from __future__ import annotations
 
@@ -7,85 +7,74 @@ import inspect
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from orpo_lightning.batching.base import TokenizedPair
-from orpo_lightning.data import records, token_rules, tokenization
-from orpo_lightning.data.records import to_records
+from orpo_lightning.data import (
+    anchors,
+    control_tokens,
+    encoding,
+    limits,
+    messages,
+    records,
+    rendering,
+    scores,
+    screening,
+    shapes,
+    template_calls,
+    token_rules,
+    tokenization,
+    values,
+)
+from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.records import Records
 from orpo_lightning.data.sources import Rows
-from orpo_lightning.data.tokenization import Dropped, TokenizedRecords, tokenize_records
-from orpo_lightning.errors import DataError, SurroundingsError
+from orpo_lightning.data.table import (
+    COLUMNS,
+    DROPPED,
+    INFO,
+    PLACES,
+    Dropped,
+    StoredPairs,
+    TableInfo,
+    column_file,
+)
+from orpo_lightning.data.tokenization import Chunk, tokenize_records
+from orpo_lightning.errors import DataError, SurroundingsError, first_line
+
+_PLACES_KEPT = 5
+_LONGEST_LINE = 20_000
+# Their source is a part of the cache's name: after the rules change, no old tokens are found.
+_RULES = (
+    records,
+    messages,
+    scores,
+    shapes,
+    values,
+    screening,
+    template_calls,
+    rendering,
+    control_tokens,
+    anchors,
+    encoding,
+    token_rules,
+    limits,
+    tokenization,
+)
 
 
-class TableInfo(NamedTuple):
-    """What is known of a tokenised source as a whole."""
+class Reading(NamedTuple):
+    """How the rows of one source become pairs: arguments of `Records` and of `tokenize_records`."""
 
-    source: str
-    """What the user calls it."""
-    fingerprint: str
-    """A hash of all token ids: the same for the same training data, wherever and however it is stored."""
-    dropped: dict[str, Dropped]
-    stop_tokens: dict[int, int]
-    cut_answers: int
-
-
-class PairTable(Sequence[TokenizedPair]):
-    """Pairs in one flat array of tokens, which may be a memory map.
-
-    Args:
-        tokens: int32, all pairs one behind the other.
-        lengths: (n, 3) int64 tokens of prompt, chosen and rejected answer.
-        info: about the source the pairs are from.
-        offsets: (n,) where each pair begins; None where `tokens` holds these pairs and no others.
-    """
-
-    def __init__(
-        self, tokens: np.ndarray[Any, Any], lengths: Tensor, info: TableInfo, offsets: Tensor | None = None
-    ) -> None:
-        """Keep the arrays."""
-        sizes = lengths.sum(dim=1)
-        self.tokens, self.lengths, self.info = tokens, lengths, info
-        self.offsets = sizes.cumsum(0) - sizes if offsets is None else offsets
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.lengths)
-
-    @overload
-    def __getitem__(self, index: int) -> TokenizedPair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> PairTable: ...
-
-    def __getitem__(self, index: int | slice) -> TokenizedPair | PairTable:
-        """Return one pair as lists of ids, or a slice as a table."""
-        if isinstance(index, slice):
-            return self.select(torch.arange(len(self))[index])
-        start, (prompt, chosen, rejected) = int(self.offsets[index]), self.lengths[index].tolist()
-        ids = self.tokens[start : start + prompt + chosen + rejected].tolist()
-        return TokenizedPair(ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :])
-
-    def prompt_key(self, index: int) -> bytes:
-        """Return what is equal for pairs of the same prompt."""
-        start = int(self.offsets[index])
-        return self.tokens[start : start + int(self.lengths[index, 0])].tobytes()
-
-    def select(self, indices: Tensor) -> PairTable:
-        """Return a table of these pairs (indices (m,) int64), in this order."""
-        return PairTable(self.tokens, self.lengths[indices], self.info, self.offsets[indices])
-
-    def fingerprint(self) -> str:
-        """Return a hash of the pairs and their order."""
-        digest = hashlib.sha256(self.info.fingerprint.encode())
-        digest.update(self.offsets.numpy().tobytes())
-        return digest.hexdigest()
+    shape: str | None
+    columns: Mapping[str, str] | None
+    rules: dict[str, Any]
 
 
 def default_cache_dir() -> Path:
@@ -93,79 +82,178 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "orpo_lightning"
 
 
-def open_table(rows: Rows, tokenizer: Any, limits: dict[str, Any], folder: Path) -> PairTable:
+def open_stored(
+    rows: Rows, tokenizer: Any, reading: Reading, folder: Path, *, stop_at_broken: bool = True
+) -> StoredPairs:
     """Return the tokenised pairs of a source, from the folder where they are there already.
 
     Args:
         rows: the source.
         tokenizer: of `transformers`.
-        limits: `max_length`, `max_prompt_length` and `overlong` of `tokenize_records`.
+        reading: shape, columns and rules.
         folder: holds all caches.
+        stop_at_broken: whether a broken row is an error, or left out and counted.
 
     Raises:
-        DataError: the source cannot be used, or no pair of it.
+        DataError: the source cannot be used, or has broken rows; the first five of them are named.
         UsageError: the tokenizer does not fit the data.
         SurroundingsError: the folder cannot be written.
     """
-    entry = folder / cache_key(rows, tokenizer, limits)
-    table = _load(entry)
-    if table is None:
-        found = to_records(rows.read(), rows.source)
-        made = tokenize_records(found, tokenizer, **limits, name=rows.source)
-        if not made.lengths:
-            reasons = ", ".join(f"{pairs} {reason}" for reason, (pairs, _) in made.dropped.items())
-            raise DataError(f"{rows.source}: no usable pair is left; dropped: {reasons}")
-        table = _store(entry, rows.source, made)
-    return table
+    entry = folder / cache_key(rows, tokenizer, reading)
+    stored = _load(entry)
+    if stored is None:
+        _remove_dead(entry)
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=_prefix(entry), dir=entry.parent) as name:
+                temporary = Path(name) / entry.name
+                temporary.mkdir()
+                _make(temporary, rows, tokenizer, reading, stop_at_broken)
+                _put(temporary, entry)
+        except OSError as error:
+            raise SurroundingsError(
+                f"{entry.parent}: cannot store the tokenised pairs: {error.strerror or error}; "
+                "free space there, or set data.cache_dir to another folder"
+            ) from error
+        stored = _load(entry)
+        assert stored is not None
+    if stop_at_broken:
+        broken = [LeftOut(**values) for values in left_out_rows(stored.folder)]
+        _refuse_broken([item for item in broken if item.is_broken], stored.info.rows)
+    return stored
 
 
-def cache_key(rows: Rows, tokenizer: Any, limits: dict[str, Any]) -> str:
-    """Return the name of the cache of these rows under that tokenizer and those limits.
+def left_out_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield where, reason, detail, row and number of rows of everything a stored source left out."""
+    with (folder / DROPPED).open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
-    The rules' own source is a part of it: after they change, no old tokens are found.
-    """
-    rules = [inspect.getsource(module) for module in (records, token_rules, tokenization)]
-    parts = [rows.source, rows.fingerprint, _tokenizer_state(tokenizer), limits, rules]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+def cache_key(rows: Rows, tokenizer: Any, reading: Reading) -> str:
+    """Return the name of the cache of these rows, read that way, under that tokenizer."""
+    code = [inspect.getsource(module) for module in _RULES]
+    code += [path.read_text(encoding="utf-8") for path in sorted(Path(shapes.__file__).parent.glob("*.py"))]
+    parts = [rows.source, rows.fingerprint, _tokenizer_state(tokenizer), reading._asdict(), code]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()[:32]
 
 
 def _tokenizer_state(tokenizer: Any) -> list[Any]:
     """Return everything that decides what a tokenizer and its template make of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    # Not decisions: what the last call asked for, and a call may lie between two runs' looks here.
-    state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+    if backend is not None:
+        # Not decisions: what the last call asked for, and a call may lie between two runs' looks here.
+        backend.no_truncation()
+        backend.no_padding()
+        state = backend.to_str()
+    else:
+        state = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.all_special_ids]
     added = [repr(item) for item in sorted(tokenizer.added_tokens_decoder.items())]
     return [type(tokenizer).__name__, state, ids, added, tokenizer.chat_template]
 
 
-def _store(entry: Path, source: str, made: TokenizedRecords) -> PairTable:
-    """Write everything beside the final place and move it there, so that a kill leaves all or nothing."""
-    tokens = np.frombuffer(made.tokens, dtype=np.int32)
-    lengths = np.frombuffer(made.lengths, dtype=np.int64).reshape(-1, 3)
-    digest = hashlib.sha256(tokens.tobytes() + lengths.tobytes()).hexdigest()
-    info = TableInfo(source, digest, made.dropped, made.stop_tokens, made.cut_answers)
+def _make(folder: Path, rows: Rows, tokenizer: Any, reading: Reading, stop_at_broken: bool) -> None:
+    """Tokenise a source into files of a folder."""
+    from tqdm import tqdm
+
+    found = Records(_readable(rows), rows.source, shape=reading.shape, columns=reading.columns)
+    items = iter(tqdm(found, desc=f"tokenising {rows.source}", unit=" rows", disable=None))
+    notes: list[str] = []
+    with ExitStack() as stack:
+        writer = _Writer(folder, stack)
+        for chunk in tokenize_records(items, tokenizer, **reading.rules, notes=notes):
+            writer.write(chunk)
+            broken = [item for item in chunk.left_out if item.is_broken]
+            if broken and stop_at_broken:
+                broken += [item for item in items if isinstance(item, LeftOut) and item.is_broken]
+                _refuse_broken(broken, None)
+    info = writer.info(rows.source, found.shape or "", notes)
+    (folder / INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
+
+
+def _readable(rows: Rows) -> Iterator[Any]:
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=entry.parent) as name:
-            temporary = Path(name) / entry.name
-            temporary.mkdir()
-            np.save(temporary / "tokens.npy", tokens)
-            np.save(temporary / "lengths.npy", lengths)
-            (temporary / "info.json").write_text(json.dumps(info._asdict()), encoding="utf-8")
-            _put(temporary, entry)
-    except OSError as error:
-        raise SurroundingsError(
-            f"{entry.parent}: cannot store the tokenised pairs: {error.strerror or error}; "
-            "free space there, or set data.cache_dir to another folder"
-        ) from error
-    table = _load(entry)
-    assert table is not None
-    return table
+        yield from rows.read()
+    except OSError as error:  # of a `load_rows` of the user's: it has nothing to do with the cache
+        raise DataError(f"{rows.source}: cannot be read: {first_line(error)}") from error
+
+
+def _refuse_broken(broken: list[LeftOut], rows: int | None) -> None:
+    if not broken:
+        return
+    first = "; ".join(item.detail for item in broken[:_PLACES_KEPT])
+    if len(broken) == 1:
+        raise DataError(f"{first} (--data.on_error skip leaves such rows out)")
+    of = f" of {rows:,}" if rows else ""
+    raise DataError(
+        f"{len(broken):,} rows{of} are broken, --data.on_error skip leaves them out; the first: {first}"
+    )
+
+
+class _Writer:
+    """Appends chunks to the files of a folder, and adds up what is known of the whole."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.columns = {name: stack.enter_context(column_file(folder, name).open("wb")) for name in COLUMNS}
+        self.places = stack.enter_context((folder / PLACES).open("w", encoding="utf-8"))
+        self.dropped_file = stack.enter_context((folder / DROPPED).open("w", encoding="utf-8"))
+        self.digests = {name: hashlib.sha256() for name in ("tokens", "lengths")}
+        self.dropped: dict[str, Dropped] = {}
+        self.stop_tokens: Counter[int] = Counter()
+        self.scripts: Counter[str] = Counter()
+        self.pairs = self.tokens = self.whole = self.kept_rows = self.cut_answers = 0
+
+    def write(self, chunk: Chunk) -> None:
+        for name, file in self.columns.items():
+            content = getattr(chunk, name).tobytes()
+            file.write(content)
+            if name in self.digests:
+                self.digests[name].update(content)
+        self.places.writelines(_one_line(place) + "\n" for place in chunk.places)
+        for item in chunk.left_out:
+            self.dropped_file.write(_dropped_line(item) + "\n")
+            rows, first = self.dropped.get(item.reason, Dropped(0, []))
+            self.dropped[item.reason] = Dropped(rows + item.rows, [*first, item.where][:_PLACES_KEPT])
+        self.stop_tokens += chunk.stop_tokens
+        self.scripts += chunk.scripts
+        self.pairs += len(chunk.places)
+        self.tokens += len(chunk.tokens)
+        self.whole += len(chunk.whole_lengths) // 3
+        self.kept_rows += chunk.kept_rows
+        self.cut_answers += chunk.cut_answers
+
+    def info(self, source: str, shape: str, notes: list[str]) -> TableInfo:
+        parts = "".join(self.digests[name].hexdigest() for name in sorted(self.digests))
+        return TableInfo(
+            source=source,
+            shape=shape,
+            fingerprint=hashlib.sha256(parts.encode()).hexdigest(),
+            pairs=self.pairs,
+            tokens=self.tokens,
+            whole=self.whole,
+            rows=self.kept_rows + sum(dropped.rows for dropped in self.dropped.values()),
+            dropped=self.dropped,
+            stop_tokens=dict(self.stop_tokens),
+            cut_answers=self.cut_answers,
+            scripts=dict(self.scripts),
+            notes=notes,
+        )
+
+
+def _dropped_line(item: LeftOut) -> str:
+    line = json.dumps(item._asdict(), default=str, skipkeys=True)
+    if len(line) <= _LONGEST_LINE:
+        return line
+    beginning = json.dumps(item.row, default=str, skipkeys=True)[:_LONGEST_LINE]
+    return json.dumps(item._replace(row=beginning)._asdict())
+
+
+def _one_line(place: str) -> str:
+    return " ".join(place.splitlines())
 
 
 def _put(temporary: Path, entry: Path) -> None:
+    """Move a finished folder to its final place, so that a kill leaves all or nothing."""
     for file in temporary.iterdir():
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
@@ -178,19 +266,22 @@ def _put(temporary: Path, entry: Path) -> None:
             raise
 
 
-def _load(entry: Path) -> PairTable | None:
-    """Return the stored table, or None where it is missing or incomplete."""
+def _load(entry: Path) -> StoredPairs | None:
+    """Return what is stored, or None where it is missing or incomplete."""
     try:
-        info = json.loads((entry / "info.json").read_text(encoding="utf-8"))
-        lengths = torch.from_numpy(np.load(entry / "lengths.npy"))
-        tokens = np.load(entry / "tokens.npy", mmap_mode="r")
-        known = TableInfo(
-            info["source"],
-            info["fingerprint"],
-            {reason: Dropped(*dropped) for reason, dropped in info["dropped"].items()},
-            {int(token): count for token, count in info["stop_tokens"].items()},
-            info["cut_answers"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return StoredPairs(entry)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return PairTable(tokens, lengths, known) if len(tokens) == int(lengths.sum()) else None
+
+
+def _prefix(entry: Path) -> str:
+    return f".{entry.name}-{socket.gethostname()}-{os.getpid()}-"
+
+
+def _remove_dead(entry: Path) -> None:
+    """Remove what processes of this machine left when they were killed while making the same cache."""
+    start = f".{entry.name}-{socket.gethostname()}-"
+    for folder in entry.parent.glob(f"{start}*"):
+        pid = folder.name.removeprefix(start).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orpo_lightning.errors import CheckpointError, UsageError
+from orpo_lightning.data import flags
+from orpo_lightning.data.limits import BEYOND_LIMITS
+from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
+from orpo_lightning.data.table import DROPPED, StoredPairs
+from orpo_lightning.errors import CheckpointError, DataError, UsageError
+
+ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
+"""Reasons to leave out a pair that are the user's own settings, and no faults of the data."""
+_MOST_REPEATED_PROMPTS = 0.5
 
 
-def share_or_source(validation: str | float | None) -> str | float | None:
+def share_or_source(validation: Any) -> Any:
     """Return a share as a number; the command line hands it over as text."""
     if isinstance(validation, str):
         try:
             validation = float(validation)
         except ValueError:
             return validation
-    if validation is not None and not 0 < validation < 1:
+    if isinstance(validation, (int, float)) and not 0 < validation < 1:
         raise UsageError(f"data.validation: expected a source or a share between 0 and 1, found {validation}")
     return validation
+
+
+def refuse_share(**values: float) -> None:
+    """Stop at the first `data.` argument that is no share from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"data.{name}: expected a share from 0 to 1, found {value}")
 
 
 def refuse_small(least: int, **values: int | None) -> None:
@@ -40,17 +55,58 @@ def refuse_impossible_limits(max_length: int, max_prompt_length: int | None, ove
         raise UsageError(f"data.overlong: expected drop, truncate or error, found {overlong!r}")
 
 
-def refuse_other_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def refuse_choice(allowed: tuple[str, ...], **values: str) -> None:
+    """Stop at the first `data.` argument that is none of the allowed words."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise UsageError(f"data.{name}: expected {' or '.join(allowed)}, found {value!r}")
+
+
+def refuse_bad_data(stored: StoredPairs, max_dropped: float, repeated_prompt: str) -> None:
+    """Stop where too little of a source can be used to train on the rest in good faith.
+
+    Args:
+        stored: the source.
+        max_dropped: share of its rows that may be at fault; pairs beyond a limit the user set do not count.
+        repeated_prompt: "strip" where prompts are taken off the answers.
+
+    Raises:
+        DataError: says how many rows, why, and in which file they are all listed.
+    """
+    info = stored.info
+    faults = {reason: dropped for reason, dropped in info.dropped.items() if reason not in ASKED_FOR}
+    named = info.dropped if not info.pairs else faults
+    reasons = ", ".join(f"{rows:,} {reason} (first {first[0]})" for reason, (rows, first) in named.items())
+    listed = f"all are listed in {stored.folder / DROPPED}"
+    if not info.pairs:
+        raise DataError(f"{info.source}: no usable pair is left; left out: {reasons}; {listed}")
+    count = sum(dropped.rows for dropped in faults.values())
+    if count > max_dropped * info.rows:
+        raise DataError(
+            f"{info.source}: {count:,} of {info.rows:,} rows ({count / info.rows:.1%}) cannot be used, more "
+            f"than data.max_dropped {max_dropped:g} allows: {reasons}; {listed}"
+        )
+    repeated = int(((stored.flags & flags.PROMPT_REPEATED) > 0).sum())
+    if repeated_prompt != "strip" and repeated > _MOST_REPEATED_PROMPTS * info.pairs:
+        raise DataError(
+            f"{info.source}: chosen and rejected repeat the prompt in {repeated:,} of {info.pairs:,} pairs, "
+            "so it would be trained on twice: set data.repeated_prompt strip, or leave the prompt column out"
+        )
+
+
+def refuse_other_run(saved: Mapping[str, Any], here: Mapping[str, Any], changed_data: str = "stop") -> None:
     """Stop where training cannot go on from a saved position.
 
     Args:
         saved: of the checkpoint, `seen`, `fingerprint` and what decides the plan of an epoch.
         here: of this run, `source`, `fingerprint` and the same.
+        changed_data: "accept" goes on at the same place of the epoch, in the order of the data there is now.
     """
-    if saved["fingerprint"] != here["fingerprint"]:
+    if saved["fingerprint"] != here["fingerprint"] and changed_data != "accept":
         raise CheckpointError(
             f"{here['source']}: the training data differs from the checkpoint's (other rows, tokenizer, "
-            "limits or held-out share); use the same data, or start a new run"
+            "limits or held-out share); use the same data, start a new run, or go on with "
+            "--data.changed_data accept"
         )
     # At the beginning of an epoch there is no place to be found within it.
     plan = here.keys() - {"source", "fingerprint"} if saved["seen"] else ()

@@ -11,66 +11,90 @@ import torch
 from lightning import LightningDataModule
 
 from orpo_lightning.batching.base import Layout
-from orpo_lightning.batching.padded import pad_pairs
-from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler, SortedSampler
-from orpo_lightning.batching.shared_prefix import lay_flat
-from orpo_lightning.data.cache import PairTable, default_cache_dir, open_table
+from orpo_lightning.batching.sampler import Loader, PlannedSampler, SortedSampler
+from orpo_lightning.data.cache import Reading, default_cache_dir
 from orpo_lightning.data.checks import (
+    refuse_choice,
     refuse_impossible_limits,
     refuse_other_run,
+    refuse_share,
     refuse_small,
     share_or_source,
 )
-from orpo_lightning.data.report import SplitReport, make_report
-from orpo_lightning.data.sources import Rows, read_rows, rows_fingerprint, source_fingerprint
-from orpo_lightning.data.splits import sample, split_by_prompt
-from orpo_lightning.data.tokenization import load_tokenizer
+from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, world_size_of
+from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
+from orpo_lightning.data.preparation import Cleaning, Preparation, Split
+from orpo_lightning.data.report import SplitReport
+from orpo_lightning.data.sources import read_rows
+from orpo_lightning.data.table import PairTable
+from orpo_lightning.data.tokenizer import load_tokenizer
 from orpo_lightning.errors import DataError, UsageError
 
-Split = Literal["train", "validation", "test"]
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
     "test": ("test",),
     None: ("train", "validation", "test"),
 }
+# One source is a text or a mapping, several are a list of them. The list stands first: else it becomes text.
+Sources = list[str | dict[str, Any]] | dict[str, Any] | str
 
 
 class PreferenceDataModule(LightningDataModule):
-    """Preference pairs from a file or the hub.
+    """Preference pairs from files or the hub.
 
-    A row holds `chosen` and `rejected`, and usually `prompt`, as text or as lists of messages.
+    A source is a file (.jsonl, .json, .parquet, .csv, .arrow, also compressed), a glob, a folder, or a hub id
+    (owner/name[/config][:split][@revision]); or a mapping with path, config, split, revision, shape, columns
+    and weight; or a list of these. docs/data.md shows the shapes that rows may have.
 
     Args:
-        train: Pairs to train on: a .jsonl, .json, .parquet or .csv file, or a hub id (owner/name or
-            owner/name:split).
+        train: Pairs to train on: one source, or several, which are mixed.
         validation: Pairs to validate on, named like `train`; or a number between 0 and 1: that share of
             `train`'s prompts is held out, so that no prompt is on both sides.
         test: Pairs for the test subcommand, named like `train`.
+        mix: How several training sources are mixed: "proportional" uses every pair once per epoch, "equal"
+            gives each source the same share. Weights of the sources' own are used where they are set.
+        shape: How rows are read; recognised from the columns where left out.
+        columns: What the columns are called in the data, such as {chosen: better, rejected: worse}.
         tokenizer: Hub id or folder of the tokenizer; the base model's where left out.
         revision: Branch, tag or commit of the tokenizer on the hub.
         trust_remote_code: Run code that comes with the tokenizer.
-        chat_template: A chat template, or the path of a .jinja file, in place of the tokenizer's own.
+        chat_template: Replaces the tokenizer's own: chatml, mistral, llama-2, llama-3, zephyr, gemma, plain,
+            a template, or the path of a .jinja file.
         max_length: Most tokens of a prompt and one answer together.
         max_prompt_length: Most tokens of a prompt; without it only max_length counts.
         overlong: What happens to longer pairs: "drop" leaves them out and counts them, "truncate" cuts the
             prompt on the left to max_prompt_length and the answers on the right, "error" stops.
+        min_margin: Leave out pairs whose scores differ by less; null takes no notice of scores.
+        on_error: What happens at a row that cannot be read: "stop", or "skip" and count it.
+        max_dropped: Stop if more of a source's rows than this share is broken or of no use (empty,
+            identical); pairs beyond a limit above do not count.
+        duplicates: "drop" keeps the first of exactly equal pairs, "keep" keeps all.
+        contradictions: "keep" reports pairs that prefer the same two answers the other way round, "drop"
+            leaves them out.
+        repeated_prompt: "strip" takes a prompt off answers that begin with it; "keep" reports them.
+        allow_empty_prompt: Keep pairs without a prompt.
+        changed_data: What happens on resuming with other training data: "stop", or "accept" it.
         layout: How pairs are laid out for the model: "padded", a row for each sequence; "shared_prefix", each
             prompt computed once and nothing padded; "auto", the latter where the model gives equal numbers.
         batch_size: Pairs in one micro-batch on one device.
         validation_batch_size: Pairs in one batch of validation and test; twice batch_size where left out.
         validation_size: How many pairs to validate on, drawn with the seed; null takes all of them.
         shuffle: Give every epoch an order of its own; false keeps the order of the file.
-        seed: Decides order, held-out prompts and validation sample, together with nothing else.
+        seed: Decides order, mixture, held-out prompts and validation sample, together with nothing else.
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
         cache_dir: Where tokenised pairs are kept; orpo_lightning in the user's cache folder where left out.
     """
 
     def __init__(
         self,
-        train: str | None = None,
-        validation: str | float | None = None,
-        test: str | None = None,
+        train: Sources | None = None,
+        validation: Sources | float | None = None,
+        test: Sources | None = None,
+        mix: Literal["proportional", "equal"] = "proportional",
+        shape: str | None = None,
+        columns: dict[str, str] | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -78,6 +102,14 @@ class PreferenceDataModule(LightningDataModule):
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         overlong: Literal["drop", "truncate", "error"] = "drop",
+        min_margin: float | None = None,
+        on_error: Literal["stop", "skip"] = "stop",
+        max_dropped: float = 0.05,
+        duplicates: Literal["drop", "keep"] = "drop",
+        contradictions: Literal["keep", "drop"] = "keep",
+        repeated_prompt: Literal["keep", "strip"] = "keep",
+        allow_empty_prompt: bool = False,
+        changed_data: Literal["stop", "accept"] = "stop",
         layout: Layout = "auto",
         batch_size: int = 2,
         validation_batch_size: int | None = None,
@@ -91,9 +123,19 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.train, self.validation, self.test = train, share_or_source(validation), test
+        self.mix, self.shape, self.columns = mix, shape, columns
         self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
         self.chat_template = chat_template
-        self.max_length, self.max_prompt_length, self.overlong = max_length, max_prompt_length, overlong
+        self.rules: dict[str, Any] = {
+            "max_length": max_length,
+            "max_prompt_length": max_prompt_length,
+            "overlong": overlong,
+            "min_margin": min_margin,
+            "allow_empty_prompt": allow_empty_prompt,
+            "repeated_prompt": repeated_prompt,
+        }
+        self.cleaning = Cleaning(on_error, max_dropped, duplicates, contradictions, repeated_prompt)
+        self.changed_data = changed_data
         self.layout: Layout = layout
         self.batch_size = batch_size
         self.validation_batch_size = validation_batch_size or 2 * batch_size
@@ -103,13 +145,19 @@ class PreferenceDataModule(LightningDataModule):
         self.train_dataset: PairTable | None = None
         self.validation_dataset: PairTable | None = None
         self.test_dataset: PairTable | None = None
-        self._tables: dict[Split, PairTable | None] = {}
         self._position: dict[str, Any] | None = None
         self._loader: Loader | None = None
         refuse_impossible_limits(max_length, max_prompt_length, overlong)
         refuse_small(1, batch_size=batch_size, validation_batch_size=validation_batch_size)
         refuse_small(1, validation_size=validation_size)
         refuse_small(0, num_workers=num_workers)
+        refuse_share(max_dropped=max_dropped)
+        refuse_choice(("proportional", "equal"), mix=mix)
+        refuse_choice(("auto", "padded", "shared_prefix"), layout=layout)
+        refuse_choice(("stop", "skip"), on_error=on_error)
+        refuse_choice(("stop", "accept"), changed_data=changed_data)
+        refuse_choice(("keep", "drop"), duplicates=duplicates, contradictions=contradictions)
+        refuse_choice(("keep", "strip"), repeated_prompt=repeated_prompt)
 
     @cached_property
     def processor(self) -> Any:
@@ -123,43 +171,64 @@ class PreferenceDataModule(LightningDataModule):
             chat_template=self.chat_template,
         )
 
+    @cached_property
+    def preparation(self) -> Preparation:
+        """What opens, cleans and splits the sources."""
+        return Preparation(
+            self._parts,
+            lambda: self.processor,
+            self.cache_dir,
+            self.cleaning,
+            held_out=self.validation if isinstance(self.validation, float) else None,
+            validation_size=self.validation_size,
+            seed=self.seed,
+        )
+
     def load_rows(self, split: Split) -> Iterable[Mapping[str, Any]]:
-        """Return the rows of a split; override it to bring rows from anywhere.
+        """Return the rows of a split; override it to bring rows from anywhere, such as a `datasets.Dataset`.
+
+        It is called twice: to tell whether the rows are in the cache already, and to read them where they are
+        not. An iterator is read row by row, so rows need not fit into memory.
 
         Args:
             split: "train", "validation" or "test".
 
         Returns:
-            Rows of any shape that `orpo_lightning.data.records` knows; nothing where there is no such split.
+            Rows of any shape that docs/data.md names; nothing where there is no such split.
+
+        Raises:
+            DataError: a row cannot be read.
         """
-        source = getattr(self, split)
-        return read_rows(source) if isinstance(source, str) else ()
+        for source in parse_sources(self._named(split), f"data.{split}"):
+            for row in read_rows(source):
+                if isinstance(row, LeftOut):
+                    raise DataError(row.detail)
+                yield row
 
     def prepare_data(self) -> None:
         """Tokenise into the cache, in one process of each machine."""
         stage = None if self.trainer is None else self.trainer.state.fn
         for split in _SPLITS_OF.get(stage, ()):
-            self._table("train" if split == "validation" and isinstance(self.validation, float) else split)
+            self.preparation.read(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenised pairs of a stage; make them first where nobody has."""
         splits = _SPLITS_OF.get(stage, ())
         if "train" in splits:
-            self.train_dataset = self._sides[0]
-        held_out = self._held_out() if "validation" in splits else None
-        if held_out is not None:
-            self.validation_dataset = held_out.select(sample(len(held_out), self.validation_size, self.seed))
+            self.train_dataset = self.preparation.train
+        if "validation" in splits:
+            self.validation_dataset = self.preparation.validation(beside_train="train" in splits)
         if "test" in splits:
-            self.test_dataset = self._table("test")
+            self.test_dataset = self.preparation.test()
 
     def train_dataloader(self) -> Loader:
         """Return this rank's micro-batches, from where a loaded checkpoint stopped."""
         if self.train_dataset is None:
             raise UsageError("data.train is not set; name a file or a hub id")
-        self._require_own_sampler()
-        plan = PlannedSampler(self.train_dataset.lengths, **self._plan(), rank=self._rank())
+        require_own_sampler(self.trainer)
+        plan = PlannedSampler(self.train_dataset.lengths, **self._plan(), rank=rank_of(self.trainer))
         if self._position is not None:
-            refuse_other_run(self._position, self._whereabouts())
+            refuse_other_run(self._position, self._whereabouts(), self.changed_data)
             plan.resume_at(self._position["epoch"], self._position["seen"])
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
@@ -180,13 +249,13 @@ class PreferenceDataModule(LightningDataModule):
 
     def report(self) -> dict[str, SplitReport]:
         """Return what each split that is set up holds, and what was left out."""
-        tables = {
+        tables: dict[Split, PairTable | None] = {
             "train": self.train_dataset,
             "validation": self.validation_dataset,
             "test": self.test_dataset,
         }
-        opened = ((name, table) for name, table in tables.items() if table is not None)
-        return {name: make_report(table, self.processor) for name, table in opened}
+        opened = ((split, table) for split, table in tables.items() if table is not None)
+        return {split: self.preparation.report(split, table) for split, table in opened}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands in the data, and in which data."""
@@ -209,69 +278,37 @@ class PreferenceDataModule(LightningDataModule):
             CheckpointError: the checkpoint is of other data, or its place cannot be found in this run.
         """
         if self.train_dataset is not None:
-            refuse_other_run(state_dict, self._whereabouts())
+            refuse_other_run(state_dict, self._whereabouts(), self.changed_data)
         self._position = state_dict
 
     def teardown(self, stage: str | None = None) -> None:
         """Forget the checkpoint's position: another `fit` begins at the beginning."""
         self._position = None
 
-    @cached_property
-    def _sides(self) -> tuple[PairTable | None, PairTable | None]:
-        """Return what of `train` is trained on and what is held out."""
-        table = self._table("train")
-        if table is None or not isinstance(self.validation, float):
-            return table, None
-        prompts = [table.prompt_key(index) for index in range(len(table))]
-        if len(set(prompts)) < 2:
-            raise DataError(f"{table.info.source}: all pairs have the same prompt, so none can be held out")
-        kept, held_out = split_by_prompt(prompts, self.validation, self.seed)
-        return table.select(kept), table.select(held_out)
+    def _named(self, split: Split) -> Any:
+        """Return the sources that a split's argument names; None where validation is a share of train."""
+        named = getattr(self, split)
+        return None if isinstance(named, float) else named
 
-    def _held_out(self) -> PairTable | None:
-        return self._sides[1] if isinstance(self.validation, float) else self._table("validation")
-
-    def _table(self, split: Split) -> PairTable | None:
-        """Return all usable pairs of a split's source; None where there is no such split."""
-        if split not in self._tables:
-            rows = self._rows(split)
-            limits = {key: getattr(self, key) for key in ("max_length", "max_prompt_length", "overlong")}
-            self._tables[split] = rows and open_table(rows, self.processor, limits, self.cache_dir)
-        return self._tables[split]
-
-    def _rows(self, split: Split) -> Rows | None:
+    def _parts(self, split: Split) -> list[Part]:
+        """Return the sources of a split."""
+        reading = Reading(self.shape, self.columns, self.rules)
         if type(self).load_rows is not PreferenceDataModule.load_rows:
-            rows = list(self.load_rows(split))
-            name = f"{type(self).__name__}.load_rows({split!r})"
-            return Rows(name, rows_fingerprint(rows), lambda: rows) if rows else None
-        source = getattr(self, split)
-        if not isinstance(source, str):
-            return None
-        return Rows(source, source_fingerprint(source), lambda: self.load_rows(split))
+            rows = rows_of_code(f"{type(self).__name__}.load_rows({split!r})", partial(self.load_rows, split))
+            return [Part(rows, reading)] if rows else []
+        sources = parse_sources(self._named(split), f"data.{split}")
+        return parts_of(sources, reading, f"data.{split}", self.mix if split == "train" else None)
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
+        collate = choose_collate(self.layout, self.trainer, self.processor)
         on_gpu = torch.cuda.is_available()
-        return Loader(pairs, plan, self._collate(), num_workers=self.num_workers, pin_memory=on_gpu)
-
-    def _collate(self) -> Collate:
-        """Return what lays pairs out, as the module that will score them wants it."""
-        module = getattr(self.trainer, "lightning_module", None)
-        choose = getattr(module, "choose_layout", None)
-        if choose is None and self.layout == "shared_prefix":
-            raise UsageError("data.layout shared_prefix needs a module with choose_layout; use padded")
-        if choose is not None and choose(self.layout).value == "shared_prefix":
-            return lay_flat
-        known = (self.processor.pad_token_id, self.processor.eos_token_id, 0)
-        return partial(pad_pairs, pad_id=next(token for token in known if token is not None))
+        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
 
     def _sorted_loader(self, pairs: PairTable) -> Loader:
-        self._require_own_sampler()
-        size, world_size = self.validation_batch_size, self._plan()["world_size"]
-        plan = SortedSampler(pairs.lengths, batch_size=size, world_size=world_size, rank=self._rank())
+        require_own_sampler(self.trainer)
+        size, world_size = self.validation_batch_size, world_size_of(self.trainer)
+        plan = SortedSampler(pairs.lengths, batch_size=size, world_size=world_size, rank=rank_of(self.trainer))
         return self._loader_of(pairs, plan)
-
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
 
     def _plan(self) -> dict[str, Any]:
         """Return what decides which micro-batch comes when, but for rank and epoch."""
@@ -281,22 +318,14 @@ class PreferenceDataModule(LightningDataModule):
         return {
             "batch_size": self.batch_size,
             "accumulate": 1 if trainer is None else trainer.accumulate_grad_batches,
-            "world_size": 1 if trainer is None else trainer.world_size,
+            "world_size": world_size_of(self.trainer),
             "shuffle": self.shuffle and not overfits,
             "seed": self.seed,
+            "mixture": self.preparation.mixture(),
         }
 
     def _whereabouts(self) -> dict[str, Any]:
         """Return what must be the same where a run goes on: the data and the plan."""
         assert self.train_dataset is not None
-        data = {"source": self.train_dataset.info.source, "fingerprint": self.train_dataset.fingerprint()}
+        data = {"source": self.train_dataset.name, "fingerprint": self.train_dataset.fingerprint()}
         return data | self._plan()
-
-    def _require_own_sampler(self) -> None:
-        """Stop before Lightning replaces the plan, after which ranks would no longer agree on their steps."""
-        if self.trainer is None or self.trainer.world_size == 1:
-            return
-        if self.trainer._accelerator_connector.use_distributed_sampler:
-            raise UsageError(
-                "trainer.use_distributed_sampler must be false: this data module shares out the pairs itself"
-            )

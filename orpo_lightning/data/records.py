@@ -1,183 +1,177 @@
-"""What a row of a preference data set may look like, and the one shape that everything becomes.
-
-The shapes: explicit (prompt, chosen, rejected) or implicit (chosen and rejected begin alike), each as plain
-strings or as lists of messages.
-"""
+"""From the rows of a source to one form of record, whatever shape the rows have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import difflib
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
 
+from orpo_lightning.data.left_out import LeftOut, broken
+from orpo_lightning.data.shapes import Shape, named_shapes, recognise
+from orpo_lightning.data.shapes.base import Opinion, PreferenceRecord
+from orpo_lightning.data.shapes.plain import split_shared_prefix
+from orpo_lightning.data.shapes.unpaired import Waiting
+from orpo_lightning.data.values import kind, names
 from orpo_lightning.errors import DataError
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = ["PreferenceRecord", "Records", "split_shared_prefix", "to_record"]
+
+_ROWS_TRIED = 100
+"""So many first rows may be broken before a source counts as of no known shape."""
 
 
-class PreferenceRecord(NamedTuple):
-    """One preference: a prompt and two answers, either all text or all messages."""
+class Records:
+    """The records of a source, one after the other, and its rows of which none could be made.
 
-    prompt: str | list[Message]
-    """Raw text, or the turns before the answer."""
-    chosen: str | list[Message]
-    """Raw text, or one assistant message."""
-    rejected: str | list[Message]
-    """Raw text, or one assistant message."""
-    where: str
-    """Where the row came from, for messages: `pairs.jsonl:12`."""
-
-
-def to_records(rows: Iterable[Mapping[str, Any]], origin: str) -> Iterator[PreferenceRecord]:
-    """Yield a record for every row.
+    The first row that has a known shape decides, and every row is read under it: one that does not fit is
+    broken, however well it would fit another shape.
 
     Args:
-        rows: mappings; one with an attribute `where` names its own place.
+        rows: mappings, of which one with an attribute `where` names its own place; rows left out before are
+            passed on.
         origin: names the place of the others, with their number.
-    """
-    for number, row in enumerate(rows, start=1):
-        yield to_record(row, getattr(row, "where", None) or f"{origin} row {number}")
-
-
-def to_record(row: Mapping[str, Any], where: str) -> PreferenceRecord:
-    """Recognise the shape of one row.
+        shape: the shape's name, in place of what the first row says.
+        columns: our names of columns, each with the source's own.
 
     Raises:
-        DataError: the row has none of the shapes.
+        UsageError: there is no such shape.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: expected an object with chosen and rejected, found {_kind(row)}")
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            keys = ", ".join(map(repr, row)) or "none"
-            raise DataError(f"{where}: key {key!r} is missing; the row's keys are {keys}")
-    chosen, rejected = row["chosen"], row["rejected"]
-    if _is_list(chosen) and _is_list(rejected):
-        return _conversational(row, where)
-    for key in ("chosen", "rejected"):
-        if not isinstance(row[key], str) and not _is_list(row[key]):
-            raise DataError(f"{where}: {key} must be text or a list of messages, found {_kind(row[key])}")
-    if _is_list(chosen) != _is_list(rejected):
-        kinds = f"chosen is {_kind(chosen)}, rejected {_kind(rejected)}"
-        raise DataError(f"{where}: expected chosen and rejected of one kind, found: {kinds}")
-    _check_text(chosen, f"{where}: chosen")
-    _check_text(rejected, f"{where}: rejected")
-    if "prompt" not in row:
-        return PreferenceRecord(*split_shared_prefix(chosen, rejected, where), where)
-    if _is_list(row["prompt"]):
-        return _conversational(row, where)
-    _check_text(row["prompt"], f"{where}: prompt")
-    return PreferenceRecord(row["prompt"], chosen, rejected, where)
+
+    def __init__(
+        self,
+        rows: Iterable[Any],
+        origin: str,
+        shape: str | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """Read nothing yet."""
+        self.shape: str | None = None
+        """The shape's name, once the first row was read."""
+        self._rows, self._origin, self._columns = rows, origin, columns
+        self._asked = None if shape is None else named_shapes(shape)
+
+    def __iter__(self) -> Iterator[PreferenceRecord | LeftOut]:
+        """Yield records, and what was left out.
+
+        Raises:
+            DataError: the first rows have no known shape.
+        """
+        rows = self._placed()
+        before: list[LeftOut | tuple[Any, str]] = []
+        shape = yield from self._find_shape(rows, before)
+        if shape is None:
+            return
+        self.shape = shape.name
+        # A shape that was asked for is read whatever else a row holds.
+        without = frozenset() if self._asked else shape.without
+        waiting = Waiting()
+        for item in chain(before, rows):
+            if isinstance(item, LeftOut):
+                yield item
+                continue
+            read = self._read(shape, without, *item)
+            if isinstance(read, Opinion):
+                pair = waiting.pair(read)
+                if pair is not None:
+                    yield pair
+            else:
+                yield read
+        yield from waiting.rest()
+
+    def _placed(self) -> Iterator[LeftOut | tuple[Any, str]]:
+        """Yield each row with its place."""
+        for number, row in enumerate(self._rows, start=1):
+            if isinstance(row, LeftOut):
+                yield row
+            else:
+                yield row, getattr(row, "where", None) or f"{self._origin} row {number}"
+
+    def _find_shape(
+        self, rows: Iterator[LeftOut | tuple[Any, str]], before: list[LeftOut | tuple[Any, str]]
+    ) -> Generator[LeftOut, None, Shape | None]:
+        """Return the shape of the first row that has one; that row and those before it go to `before`.
+
+        Only where none of them has one is it an error: else the others are broken rows like any later one.
+        """
+        error: DataError | None = None
+        for item in rows:
+            if isinstance(item, LeftOut) and not before:
+                yield item
+                continue
+            before.append(item)
+            if not isinstance(item, LeftOut):
+                try:
+                    return _shape_of(rename(item[0], self._columns, item[1]), item[1], self._asked)
+                except DataError as reason:
+                    error = error or reason
+            if len(before) == _ROWS_TRIED:
+                break
+        if error is not None:
+            raise error
+        return None
+
+    def _read(
+        self, shape: Shape, without: frozenset[str], row: Any, where: str
+    ) -> PreferenceRecord | LeftOut | Opinion:
+        try:
+            values = rename(row, self._columns, where) if self._columns else row
+            if not isinstance(values, Mapping):
+                raise DataError(f"{where}: expected an object with chosen and rejected, found {kind(row)}")
+            if not without.isdisjoint(values):
+                _refuse_other_shape(values, without, where)
+            return shape.read(values, where)
+        except DataError as error:
+            return broken(where, f"{error} (read as {shape.name})", row)
 
 
-def split_shared_prefix(chosen: str, rejected: str, where: str) -> tuple[str, str, str]:
-    """Split two texts that begin alike into the prompt they share and their own answers.
-
-    They part before the first word that differs, never within one, and the space before that word belongs to
-    the answers, as most tokenizers join a space to the word after it.
+def to_record(row: Any, where: str, shape: str | None = None) -> PreferenceRecord:
+    """Recognise the shape of one row, and read it.
 
     Raises:
-        DataError: they share no beginning.
+        DataError: no record can be made of it.
+        UsageError: there is no shape of that name.
     """
-    if chosen == rejected:  # no place to part at; such a pair is dropped later on, and counted
-        return "", chosen, rejected
-    cut = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-        min(len(chosen), len(rejected)),
+    found = _shape_of(row, where, None if shape is None else named_shapes(shape))
+    read = found.read(row, where)
+    if isinstance(read, LeftOut):
+        raise DataError(read.detail)
+    if isinstance(read, Opinion):
+        raise DataError(f"{where}: a row of shape {found.name} is half a pair; its other half is another row")
+    return read
+
+
+def rename(row: Any, columns: Mapping[str, str] | None, where: str) -> Any:
+    """Return a row whose mapped columns stand under our names, in place of what stood there.
+
+    Raises:
+        DataError: a mapped column is not there.
+    """
+    if not columns or not isinstance(row, Mapping):
+        return row
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            close = difflib.get_close_matches(theirs, [key for key in row if isinstance(key, str)], n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise DataError(
+                f"{where}: data.columns maps {ours!r} to {theirs!r}, and there is no such column{hint}; "
+                f"the columns are {names(row)}"
+            )
+    gone = set(columns.values())
+    kept = {key: value for key, value in row.items() if key not in gone}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+def _shape_of(row: Any, where: str, asked: list[Shape] | None) -> Shape:
+    return (
+        asked[0] if asked and len(asked) == 1 and isinstance(row, Mapping) else recognise(row, where, asked)
     )
-    if chosen[cut : cut + 1].isalnum() or rejected[cut : cut + 1].isalnum():
-        while cut > 0 and chosen[cut - 1].isalnum():
-            cut -= 1
-    if chosen[:cut].endswith(" "):
-        cut -= 1
-    if cut == 0:
+
+
+def _refuse_other_shape(row: Mapping[str, Any], without: frozenset[str], where: str) -> None:
+    found = next((key for key in row if key in without and row[key]), None)
+    if found is not None:
         raise DataError(
-            f"{where}: there is no key 'prompt', and chosen and rejected do not begin alike; "
-            "add the prompt, under its own key or in front of both answers"
+            f"{where}: found {found!r}, which the first row had not; "
+            "if that one is at fault, mend it or set the shape"
         )
-    return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def _conversational(row: Mapping[str, Any], where: str) -> PreferenceRecord:
-    """Read messages; a plain `prompt` beside whole conversations repeats their user turn: left aside."""
-    prompt = row.get("prompt")
-    if _is_list(prompt):
-        turns = _messages(prompt, f"{where}: prompt")
-    elif isinstance(prompt, str) and len(row["chosen"]) == 1 and len(row["rejected"]) == 1:
-        turns = [{"role": "user", "content": _check_text(prompt, f"{where}: prompt")}]
-    elif prompt is None or isinstance(prompt, str):
-        turns = []
-    else:
-        raise DataError(f"{where}: prompt must be text or a list of messages, found {_kind(prompt)}")
-    chosen = _conversation(turns, row["chosen"], f"{where}: chosen")
-    rejected = _conversation(turns, row["rejected"], f"{where}: rejected")
-    for number, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
-        if one != other:
-            raise DataError(f"{where}: chosen and rejected answer different prompts: turn {number} differs")
-    if len(chosen) != len(rejected):
-        raise DataError(
-            f"{where}: chosen and rejected answer different prompts: "
-            f"turns before the answer: {len(chosen) - 1} (chosen), {len(rejected) - 1} (rejected)"
-        )
-    if len(chosen) == 1:
-        raise DataError(f"{where}: no turn before the answer; expected a prompt or whole conversations")
-    return PreferenceRecord(_with_system(row, chosen[:-1], where), chosen[-1:], rejected[-1:], where)
-
-
-def _conversation(prompt: list[Message], answer: Any, where: str) -> list[Message]:
-    """Return the whole conversation, which `answer` may hold already or only go on with."""
-    reply = [{"role": "assistant", "content": answer}]
-    turns = reply if isinstance(answer, str) else _messages(answer, where)
-    if not turns or turns[-1]["role"] != "assistant":
-        found = repr(turns[-1]["role"]) if turns else "no message"
-        raise DataError(f"{where}: the last message must be from 'assistant', found {found}")
-    if not prompt or (len(turns) > len(prompt) and turns[: len(prompt)] == prompt):
-        return turns
-    if turns[0]["role"] in ("system", "user"):
-        role = turns[0]["role"]
-        raise DataError(f"{where} begins with a {role} turn but does not repeat the prompt's turns")
-    return prompt + turns
-
-
-def _with_system(row: Mapping[str, Any], turns: list[Message], where: str) -> list[Message]:
-    """Put a `system` column in front of the turns, unless they have a system turn or the column is empty."""
-    system = row.get("system")
-    if not system or turns[0]["role"] == "system":
-        return turns
-    return [{"role": "system", "content": _check_text(system, f"{where}: system")}, *turns]
-
-
-def _messages(value: Any, where: str) -> list[Message]:
-    """Check a list of messages and keep of each what a template reads: role and content."""
-    messages = []
-    for number, message in enumerate(value):
-        place = f"{where}[{number}]"
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            found = f"keys {sorted(map(str, message))}" if isinstance(message, Mapping) else _kind(message)
-            raise DataError(f"{place}: expected a message with role and content, found {found}")
-        if message["role"] not in ROLES:
-            raise DataError(f"{place}: role must be one of {', '.join(ROLES)}, found {message['role']!r}")
-        messages.append(
-            {"role": message["role"], "content": _check_text(message["content"], f"{place}.content")}
-        )
-    return messages
-
-
-def _check_text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{place} must be text, found {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{place} is not valid Unicode: lone surrogate at character {error.start}") from None
-    return value
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _kind(value: Any) -> str:
-    """Name a value's type in the words of a data file."""
-    names = {type(None): "null", dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return names.get(type(value), f"{type(value).__name__} {value!r}"[:60])

@@ -1,220 +1,209 @@
-"""Where rows come from: a local file or a data set of the hub, read row by row with their places."""
+"""Where rows come from: files or a data set of the hub, read row by row with their places."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_lightning.errors import DataError, SurroundingsError, first_line
+from orpo_lightning.data.files import find_files, is_there, nearest
+from orpo_lightning.data.hub import HubName, hub_fingerprint, read_hub
+from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.readers import READERS, ending_of, read_file
+from orpo_lightning.data.rows import Row, Rows
+from orpo_lightning.data.values import kind
+from orpo_lightning.errors import DataError, UsageError
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[^:/]+))?")
+__all__ = [
+    "HubName",
+    "Row",
+    "Rows",
+    "Source",
+    "locate",
+    "parse_source",
+    "read_rows",
+    "source_fingerprint",
+]
 
-
-class HubName(NamedTuple):
-    """A data set of the hub and one of its splits."""
-
-    name: str
-    split: str = "train"
-
-
-class Row(dict[str, Any]):
-    """A row that knows its place."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        """Copy the values."""
-        super().__init__(values)
-        self.where = where
-
-
-class Rows(NamedTuple):
-    """Rows that are read when they are needed, and a hash that tells whether they are still the same."""
-
-    source: str
-    """What a user calls them."""
-    fingerprint: str
-    read: Callable[[], Iterable[Mapping[str, Any]]]
+_NAME = r"\w[\w.-]*/[\w.-]+"
+# owner/name[/config][:split][@revision]; a split may be cut, as in train[:100].
+_HUB = re.compile(
+    rf"(?P<path>{_NAME})(?:/(?P<config>[^/:@]+))?"
+    r"(?::(?P<split>[^:@/\[\]]+(?:\[[^\[\]@]*\])?))?(?:@(?P<revision>.+))?"
+)
+_SPLIT = re.compile(r"(?P<path>.+):(?P<split>[\w.-]+)")
 
 
-def locate(source: str) -> Path | HubName:
-    """Tell a file from a hub id; an existing file wins.
+class Source(NamedTuple):
+    """One origin of rows, and how they are to be read and mixed."""
+
+    path: str
+    """A file, a folder, a glob, or the id of a data set of the hub."""
+    config: str | None = None
+    """Of a data set of the hub that has several."""
+    split: str | None = None
+    """Of a data set of the hub, or of a folder with several; train where left out."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    weight: float | None = None
+    """The share of this source among several, in any unit."""
+    shape: str | None = None
+    """The name of the rows' shape, where it is not to be recognised."""
+    columns: Mapping[str, str] | None = None
+    """Our name of a column to its name in the data."""
+
+    @property
+    def name(self) -> str:
+        """What a user calls it: the text that `parse_source` reads."""
+        config = f"/{self.config}" if self.config else ""
+        split = f":{self.split}" if self.split else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.path}{config}{split}{revision}"
+
+
+def parse_source(value: str | os.PathLike[str] | Mapping[str, Any], key: str = "data.train") -> Source:
+    """Return the source that a value of the configuration describes.
+
+    Args:
+        value: a file, folder or glob, or `owner/name[/config][:split][@revision]` of the hub; or a mapping
+            with the fields of `Source`, whose `path` may be any of these.
+        key: where the value stands, for messages.
 
     Raises:
-        DataError: it is neither.
+        UsageError: it is nothing of the kind.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise DataError(f"{source}: expected a name ending in {_SUFFIXES}, found {path.suffix!r}")
-        return path
-    if path.is_dir():
-        raise DataError(f"{source} is a folder; name one file in it ({_SUFFIXES})")
-    hub = _HUB_NAME.fullmatch(source)
-    if hub is None or path.suffix.lower() in READERS:
-        raise DataError(f"{source}: no such file{_nearest(path)}; expected a file or a hub id (owner/name)")
-    return HubName(hub["name"], hub["split"] or "train")
+    if isinstance(value, Mapping):
+        return _parse_mapping(value, key)
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise UsageError(f"{key}: expected the name of a file, a folder or a data set, found {kind(value)}")
+    text = os.fspath(value)
+    if is_there(Path(text).expanduser()):
+        return Source(text)
+    hub = _HUB.fullmatch(text)
+    if hub is not None and ending_of(hub["path"]) not in READERS:
+        return Source(hub["path"], hub["config"], hub["split"], hub["revision"])
+    folder = _SPLIT.fullmatch(text)
+    if folder is not None and Path(folder["path"]).expanduser().is_dir():
+        return Source(folder["path"], split=folder["split"])
+    return Source(text)
 
 
-def read_rows(source: str) -> Iterator[Row]:
-    """Yield the rows of a file or of a hub data set `owner/name` or `owner/name:split`.
+def locate(source: Source | str) -> list[Path] | HubName:
+    """Tell files from a data set of the hub; what lies here wins.
 
     Raises:
-        DataError: the source cannot be read, or holds no row.
+        DataError: it is neither, or cannot be used.
+        UsageError: a config, split or revision of something that has none.
     """
+    source = _as_source(source)
+    files = find_files(source.path, source.split)
+    is_hub = re.fullmatch(_NAME, source.path) is not None and ending_of(source.path) not in READERS
+    if files is None and is_hub:
+        return HubName(source.path, source.split or "train", source.config, source.revision)
+    if source.config is not None or source.revision is not None:
+        raise UsageError(f"{source.name}: config and revision are for data sets of the hub (owner/name)")
+    if files is None:
+        hint = nearest(Path(source.path).expanduser())
+        raise DataError(
+            f"{source.name}: no such file{hint}; expected a file, a folder or a hub id (owner/name)"
+        )
+    return files
+
+
+def read_rows(source: Source | str) -> Iterator[Row | LeftOut]:
+    """Yield the rows of a source, and a `LeftOut` in the place of each that cannot be read.
+
+    Raises:
+        DataError: the source, or the rest of it, cannot be read; or it holds no row.
+        SurroundingsError: the hub cannot be reached, or access was not granted.
+        UsageError: the source is described wrongly.
+    """
+    source = _as_source(source)
     place = locate(source)
-    rows = _read_hub(place) if isinstance(place, HubName) else READERS[place.suffix.lower()](place)
-    found = False
-    for row in rows:
-        found = True
-        yield row
-    if not found:
-        raise DataError(f"{source} is empty: expected at least one preference pair")
+    rows = (
+        read_hub(place) if isinstance(place, HubName) else (row for path in place for row in read_file(path))
+    )
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source.name} is empty: expected at least one preference pair")
+    yield first
+    yield from rows
 
 
-def source_fingerprint(source: str) -> str:
-    """Return a hash of what the source holds: of the file's bytes, or the hub's own for a data set."""
+def source_fingerprint(source: Source | str) -> str:
+    """Return a hash of what the source holds: of the bytes of its files, in order.
+
+    Raises:
+        DataError: the source cannot be read.
+        SurroundingsError: the hub cannot be reached, or access was not granted.
+        UsageError: the source is described wrongly.
+    """
     place = locate(source)
     if isinstance(place, HubName):
-        return f"{place.name}:{place.split}:{_load_hub(place)._fingerprint}"
-    try:
-        with place.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
-
-
-def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return a hash of rows that come from anywhere."""
+        return hub_fingerprint(place)
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-        digest.update(b"\n")
+    for path in place:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
-def _read_hub(place: HubName) -> Iterator[Row]:
-    for number, values in enumerate(_load_hub(place), start=1):
-        yield Row(values, f"{place.name}:{place.split} row {number}")
+def _as_source(source: Source | str) -> Source:
+    return source if isinstance(source, Source) else parse_source(source)
 
 
-def _load_hub(place: HubName) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(place.name, split=place.split)
-    except ConnectionError as error:
-        raise SurroundingsError(f"{place.name}: the hub cannot be reached: {first_line(error)}") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{place.name}:{place.split}: cannot be loaded: {first_line(error)}") from error
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
-            if text.strip():
-                where = f"{path}:{number}"
-                yield _row(_parse_json(text, where), where)
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    """Read an array of objects, or JSON lines under the name .json."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
-        yield from _read_json_lines(path)
-        return
-    values = _parse_json(_decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path)), str(path))
-    for number, value in enumerate(values, start=1):
-        yield _row(value, f"{path} row {number}")
+def _parse_mapping(value: Mapping[str, Any], key: str) -> Source:
+    for name in value:
+        if name not in Source._fields:
+            close = difflib.get_close_matches(str(name), Source._fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"{key}: unknown key {name!r}; the keys are {', '.join(Source._fields)}{hint}")
+    if "path" not in value:
+        raise UsageError(f"{key}: key 'path' is missing: the name of a file, a folder or a data set")
+    path = parse_source(_checked_text(value["path"], f"{key}.path"), f"{key}.path")
+    fields = path._asdict()
+    for name in ("config", "split", "revision", "shape"):
+        if value.get(name) is None:
+            continue
+        text = _checked_text(value[name], f"{key}.{name}")
+        if fields[name] not in (None, text):
+            raise UsageError(f"{key}: path says {name} {fields[name]!r}, and key {name!r} says {text!r}")
+        fields[name] = text
+    fields["weight"] = _checked_weight(value.get("weight"), f"{key}.weight")
+    fields["columns"] = _checked_columns(value.get("columns"), f"{key}.columns")
+    return Source(**fields)
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        number = 0
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path} row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is not a readable Parquet file: {first_line(error)}") from error
+def _checked_text(value: Any, key: str) -> str:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str) or not value:
+        hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
+        raise UsageError(f"{key}: expected text, found {kind(value) if value != '' else 'none'}{hint}")
+    return value
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    """Read comma-separated values with a header line; every value stays the text it is."""
-    csv.field_size_limit(2**31 - 1)  # the default stops at 128 KB, less than a long answer
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            line = 2
-            for values in reader:
-                where = f"{path}:{line}"
-                if None in values or None in values.values():
-                    columns = len(reader.fieldnames or ())
-                    raise DataError(f"{where}: expected {columns} values, one for each column of the header")
-                yield Row(values, where)
-                line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: is not comma-separated text: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from error
+def _checked_weight(value: Any, key: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (isfinite(value) and value > 0):
+        raise UsageError(f"{key}: expected a number above 0, found {kind(value)}")
+    return float(value)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
-_SUFFIXES = ", ".join(READERS)
-
-
-def _row(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with chosen and rejected, found {type(value).__name__}")
-    return Row(value, where)
-
-
-def _decode(line: bytes, where: str) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 text (byte {error.start}); convert the file first") from None
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        hint = " (cut off?)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
-        raise DataError(f"{where}: is not JSON: {error.msg}, character {error.pos}{hint}") from None
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{where}: is not usable JSON: {first_line(error)}") from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} stands twice in one object")
-    return values
-
-
-def _nearest(path: Path) -> str:
-    """Return a suggestion: the file name of the same folder most like the one that is missing."""
-    try:
-        names = [other.name for other in path.parent.iterdir() if other.is_file()]
-    except OSError:
-        return f" (and no folder {path.parent})"
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+def _checked_columns(value: Any, key: str) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key}: expected our names of columns, each with the data's, found {kind(value)}")
+    return {
+        _checked_text(ours, key): _checked_text(theirs, f"{key}.{ours}") for ours, theirs in value.items()
+    }

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def split_by_prompt(prompts: Sequence[Hashable], share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_by_prompt(prompts: ArrayLike, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices to train on and those held out, in their order; no prompt is on both sides.
 
     Args:
-        prompts: of each pair, what is equal for equal prompts; at least two different ones.
+        prompts: (n,) of each pair, what is equal for equal prompts; at least two different ones.
         share: how many of the different prompts are held out, at least one and never all.
         seed: chooses which.
     """
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    assert len(numbers) >= 2
-    held = min(max(1, round(share * len(numbers))), len(numbers) - 1)
-    is_held = torch.zeros(len(numbers), dtype=torch.bool)
-    is_held[_permutation(len(numbers), seed)[:held]] = True
-    held_out = is_held[torch.tensor([numbers[prompt] for prompt in prompts])]
+    _, first, number = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
+    assert len(first) >= 2
+    # Numbered as they first appear: the choice must not depend on how the hashes happen to sort.
+    order_of = torch.from_numpy(first).argsort().argsort()
+    held = min(max(1, round(share * len(first))), len(first) - 1)
+    is_held = torch.zeros(len(first), dtype=torch.bool)
+    is_held[_permutation(len(first), seed)[:held]] = True
+    held_out = is_held[order_of[torch.from_numpy(number)]]
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 

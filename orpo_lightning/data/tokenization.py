@@ -1,201 +1,204 @@
-"""From records to token ids: which tokenizer, which pairs are kept, and why the others are not."""
+"""From records to token ids, some hundreds at a time: what is kept, noted, left out and why."""
 
 from __future__ import annotations
 
-import unicodedata
 from array import array
-from collections.abc import Callable, Iterable
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, NamedTuple
 
 from orpo_lightning.batching.base import TokenizedPair
+from orpo_lightning.data import flags
+from orpo_lightning.data.encoding import Encoder
+from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.limits import Limits, Overlong
 from orpo_lightning.data.records import PreferenceRecord
-from orpo_lightning.data.token_rules import StopRule, encode, leading_ids, render, truncate
-from orpo_lightning.errors import DataError, SurroundingsError, UsageError
-
-Overlong = Literal["drop", "truncate", "error"]
-
-EMPTY = "empty answer"
-IDENTICAL = "identical answers"
-IDENTICAL_CUT = "identical after truncation"
-PROMPT_TOO_LONG = "prompt too long"
-PAIR_TOO_LONG = "pair too long"
-NO_ROOM = "prompt leaves no room for an answer"
+from orpo_lightning.data.rendering import Renderer, Texts
+from orpo_lightning.data.screening import EMPTY, IDENTICAL, Screen, left_out
+from orpo_lightning.data.scripts_of_text import script_of
+from orpo_lightning.data.token_rules import StopRule
 
 _CHUNK = 512
-_PLACES_KEPT = 5
+# Of so many pairs one is looked at for its script.
+_SCRIPT_EVERY = 16
 
 
-class Dropped(NamedTuple):
-    """Pairs left out for one reason."""
-
-    pairs: int
-    first: list[str]
-    """Where the first few of them stand."""
-
-
-class TokenizedRecords(NamedTuple):
-    """n pairs as flat arrays, and what happened on the way."""
+class Chunk(NamedTuple):
+    """Some hundred rows: n pairs that are kept, as flat arrays, and what became of the other rows."""
 
     tokens: array[int]
     """int32: prompt, chosen and rejected answer of the first pair, of the second, ..."""
     lengths: array[int]
-    """(3n) int64: how many tokens each of them has."""
-    dropped: dict[str, Dropped]
-    """By reason."""
-    stop_tokens: dict[int, int]
+    """(3n) int32: how many tokens each of them has."""
+    keys: array[int]
+    """(3n) uint64: hashes of their ids."""
+    margins: array[float]
+    """(n) float32: score of chosen less that of rejected, NaN where the row has none."""
+    flags: array[int]
+    """(n) uint8: bits of `orpo_lightning.data.flags`."""
+    whole_lengths: array[int]
+    """(3m) int32: lengths before any limit, of all pairs that were tokenised."""
+    places: list[str]
+    """(n) where the row of each pair stands."""
+    left_out: list[LeftOut]
+    kept_rows: int
+    """Rows that the n pairs were made from."""
+    stop_tokens: Counter[int]
     """Which token ends how many whole answers."""
     cut_answers: int
     """Answers cut at the end: these teach no stop token."""
-
-
-def load_tokenizer(
-    name_or_path: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    chat_template: str | None = None,
-) -> Any:
-    """Load a tokenizer, set up for left-padded training.
-
-    Args:
-        name_or_path: hub id or folder.
-        revision: branch, tag or commit of a hub id.
-        trust_remote_code: run code that comes with the tokenizer.
-        chat_template: a template, or the path of a .jinja file, in place of the tokenizer's own.
-
-    Raises:
-        SurroundingsError: there is no such tokenizer, or it cannot be reached.
-        UsageError: `chat_template` is neither template nor file.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SurroundingsError(f"data.tokenizer: cannot load {name_or_path!r}: {reason}") from error
-    if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
-    if tokenizer.pad_token is None:
-        # Padding is told by position, never by id: a token of its own would only resize the embeddings.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_template(template: str) -> str:
-    """Return a chat template, given itself or the path of its file."""
-    if "{%" in template or "{{" in template:
-        return template
-    path = Path(template).expanduser()
-    if not path.is_file():
-        raise UsageError(f"data.chat_template: expected a template or a .jinja file, found {template!r}")
-    return path.read_text(encoding="utf-8")
+    scripts: Counter[str]
 
 
 def tokenize_records(
-    records: Iterable[PreferenceRecord],
+    records: Iterable[PreferenceRecord | LeftOut],
     tokenizer: Any,
     *,
     max_length: int,
     max_prompt_length: int | None = None,
     overlong: Overlong = "drop",
-    name: str = "pairs",
-) -> TokenizedRecords:
-    """Tokenise records, leave out those nothing can be learned from, and count them by reason.
+    min_margin: float | None = None,
+    allow_empty_prompt: bool = False,
+    repeated_prompt: str = "keep",
+    notes: list[str] | None = None,
+) -> Iterator[Chunk]:
+    """Tokenise records in chunks; nothing of an earlier chunk is kept.
 
     Args:
-        records: prompt and answers, text or messages.
+        records: prompt and answers, text or messages; a row that was left out before is passed on.
         tokenizer: of `transformers`, with a chat template if there are messages.
         max_length: most tokens of prompt and one answer together.
         max_prompt_length: most tokens of the prompt; None sets no limit of its own.
-        overlong: drop and count what is longer; truncate prompts on the left, answers on the right; or raise.
-        name: shown beside the progress bar, which appears on a terminal only.
+        overlong: leave out what is longer; truncate prompts on the left, answers on the right; or raise.
+        min_margin: leave out pairs whose scores differ by less.
+        allow_empty_prompt: keep pairs without a prompt.
+        repeated_prompt: "strip" takes it off answers that begin with it.
+        notes: gets a sentence for everything the chat template needed.
 
     Raises:
-        DataError: the template cannot render a row, or a row is too long and `overlong` is "error".
+        DataError: a row is too long and `overlong` is "error".
         UsageError: the tokenizer lacks the chat template or the stop token that the records need.
     """
-    from tqdm import tqdm
+    rules = _Rules(tokenizer, Limits(max_length, max_prompt_length, overlong))
+    screen = Screen(
+        tokenizer.convert_ids_to_tokens(sorted(rules.stop.special)),
+        min_margin=min_margin,
+        allow_empty_prompt=allow_empty_prompt,
+        repeated_prompt=repeated_prompt,
+    )
+    rows = iter(records)
+    # One thread encodes, which needs no interpreter, while this one reads, renders and looks at pairs.
+    with ThreadPoolExecutor(1, "encode") as pool:
+        waiting: tuple[_Prepared, Future[list[TokenizedPair]]] | None = None
+        while items := list(islice(rows, _CHUNK)):
+            screened = [item if isinstance(item, LeftOut) else screen(item) for item in items]
+            prepared = rules.prepare(screened)
+            encoded = pool.submit(rules.encoder.encode, [texts for _, _, texts in prepared.usable])
+            if waiting is not None:
+                yield rules.finish(waiting[0], waiting[1].result())
+            waiting = prepared, encoded
+        if waiting is not None:
+            yield rules.finish(waiting[0], waiting[1].result())
+    if notes is not None:
+        notes.extend(rules.renderer.notes)
 
-    result = TokenizedRecords(array("i"), array("q"), {}, {}, 0)
-    stop = StopRule(tokenizer)
-    leading = leading_ids(tokenizer)
-    fit = _fitter(tokenizer, max_length, max_prompt_length, overlong)
-    cut_answers = 0
-    rows = iter(tqdm(records, desc=f"tokenising {name}", unit=" pairs", disable=None))
-    while chunk := list(islice(rows, _CHUNK)):
-        different = [record for record in chunk if not _is_dropped_as_identical(record, result.dropped)]
-        texts = [render(record, tokenizer) for record in different]
-        for record, pair in zip(different, encode(texts, tokenizer, leading), strict=True):
-            whole = pair._replace(chosen=stop.end(pair.chosen), rejected=stop.end(pair.rejected))
-            fitted = EMPTY if stop.is_empty(whole) else fit(whole, record.where)
+
+class _Prepared(NamedTuple):
+    """A chunk that is ready to be encoded."""
+
+    usable: list[tuple[PreferenceRecord, int, Texts]]
+    """Records with their flags and texts."""
+    left_out: list[LeftOut]
+
+
+class _Rules:
+    """The rules of one tokenizer, applied to a chunk at a time."""
+
+    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+        self.renderer, self.stop = Renderer(tokenizer), StopRule(tokenizer)
+        # One token more than the limit shows that it is exceeded.
+        self.encoder = Encoder(tokenizer, limits.max_length + 1)
+        self.limits, self.bos = limits, tokenizer.bos_token_id
+        self.count = 0
+
+    def prepare(self, screened: list[tuple[PreferenceRecord, int] | LeftOut]) -> _Prepared:
+        """Render all records of a chunk."""
+        noted = [item for item in screened if not isinstance(item, LeftOut)]
+        rendered = self.renderer.render([record for record, _ in noted])
+        gone = [item for item in (*screened, *rendered) if isinstance(item, LeftOut)]
+        both = zip(noted, rendered, strict=True)
+        return _Prepared([(*pair, texts) for pair, texts in both if isinstance(texts, Texts)], gone)
+
+    def finish(self, prepared: _Prepared, encoded: list[TokenizedPair]) -> Chunk:
+        """Look at each pair that was encoded."""
+        made = _empty_chunk()
+        made.left_out.extend(prepared.left_out)
+        kept_rows = cut_answers = 0
+        for (record, bits, texts), pair in zip(prepared.usable, encoded, strict=True):
+            whole = pair._replace(chosen=self.stop.end(pair.chosen), rejected=self.stop.end(pair.rejected))
+            made.whole_lengths.extend(map(len, whole))
+            fitted = self._fit(whole, record.where)
             if isinstance(fitted, str):
-                _count(result.dropped, fitted, record.where)
+                made.left_out.append(left_out(record, fitted))
                 continue
-            result.tokens.extend(chain(*fitted))
-            result.lengths.extend(map(len, fitted))
-            for before, after in zip(whole[1:], fitted[1:], strict=True):
-                if len(after) == len(before):
-                    result.stop_tokens[after[-1]] = result.stop_tokens.get(after[-1], 0) + 1
-                else:
+            bits |= flags.CONTROL_TOKEN if texts.has_control_tokens else 0
+            cut = _cut_flags(whole, fitted)
+            _add(made, fitted, record, bits | cut)
+            for answer, bit in ((fitted.chosen, flags.CHOSEN_CUT), (fitted.rejected, flags.REJECTED_CUT)):
+                if cut & bit:
                     cut_answers += 1
-    return result._replace(cut_answers=cut_answers)
+                else:
+                    made.stop_tokens[answer[-1]] += 1
+            kept_rows += record.rows
+            if self.count % _SCRIPT_EVERY == 0:
+                made.scripts[script_of(texts.chosen)] += 1
+            self.count += 1
+        return made._replace(kept_rows=kept_rows, cut_answers=cut_answers)
+
+    def _fit(self, whole: TokenizedPair, where: str) -> TokenizedPair | str:
+        if self.stop.is_empty(whole):
+            return EMPTY
+        return IDENTICAL if whole.chosen == whole.rejected else self.limits.fit(whole, where, self.bos)
 
 
-def _fitter(
-    tokenizer: Any, max_length: int, max_prompt_length: int | None, overlong: Overlong
-) -> Callable[[TokenizedPair, str], TokenizedPair | str]:
-    """Return a function of a pair and its place: the pair within the limits, or why it is dropped."""
-
-    def fit(pair: TokenizedPair, where: str) -> TokenizedPair | str:
-        if pair.chosen == pair.rejected:
-            return IDENTICAL
-        prompt, answer = len(pair.prompt), max(len(pair.chosen), len(pair.rejected))
-        too_long = _too_long(prompt, answer, max_length, max_prompt_length)
-        if too_long is None:
-            return pair
-        if overlong == "error":
-            found = f"{prompt} tokens of prompt and {answer} of answer"
-            limits = f"data.max_length {max_length}, data.max_prompt_length {max_prompt_length}"
-            raise DataError(f"{where}: {too_long}: {found} ({limits})")
-        if overlong == "drop":
-            return too_long
-        cut = truncate(
-            pair, max_length=max_length, max_prompt_length=max_prompt_length, bos=tokenizer.bos_token_id
-        )
-        if not cut.chosen:
-            return NO_ROOM
-        return IDENTICAL_CUT if cut.chosen == cut.rejected else cut
-
-    return fit
+def _empty_chunk() -> Chunk:
+    arrays = (array("i"), array("i"), array("Q"), array("f"), array("B"), array("i"))
+    return Chunk(*arrays, [], [], 0, Counter(), 0, Counter())
 
 
-def _too_long(prompt: int, answer: int, max_length: int, max_prompt_length: int | None) -> str | None:
-    """Return which limit a prompt and its longer answer, in tokens, exceed."""
-    if max_prompt_length is not None and prompt > max_prompt_length:
-        return PROMPT_TOO_LONG
-    if prompt >= max_length:
-        return NO_ROOM
-    return PAIR_TOO_LONG if prompt + answer > max_length else None
+def _add(made: Chunk, pair: TokenizedPair, record: PreferenceRecord, bits: int) -> None:
+    for ids in pair:
+        part = array("i", ids)
+        made.tokens.extend(part)
+        made.lengths.append(len(part))
+        made.keys.append(int.from_bytes(blake2b(part, digest_size=8).digest(), "little"))
+    made.margins.append(float("nan") if record.margin is None else record.margin)
+    made.flags.append(bits)
+    made.places.append(record.where)
 
 
-def _is_dropped_as_identical(record: PreferenceRecord, dropped: dict[str, Dropped]) -> bool:
-    if _normal(record.chosen) != _normal(record.rejected):
-        return False
-    _count(dropped, IDENTICAL, record.where)
-    return True
+def _cut_flags(whole: TokenizedPair, fitted: TokenizedPair) -> int:
+    chosen, rejected = (len(after) < len(before) for before, after in zip(whole[1:], fitted[1:], strict=True))
+    return flags.CHOSEN_CUT * chosen | flags.REJECTED_CUT * rejected
 
 
-def _normal(answer: str | list[dict[str, str]]) -> str:
-    """Return the answer's text as a reader sees it: without outer white space, accents composed."""
-    text = answer if isinstance(answer, str) else answer[0]["content"]
-    return unicodedata.normalize("NFC", text).strip()
+def pairs_of(chunks: Iterable[Chunk]) -> list[TokenizedPair]:
+    """Return all pairs of some chunks; for looking at few of them."""
+    found = []
+    for made in chunks:
+        tokens = iter(made.tokens)
+        lengths = (made.lengths[first : first + 3] for first in range(0, len(made.lengths), 3))
+        found += [TokenizedPair(*(list(islice(tokens, n)) for n in three)) for three in lengths]
+    return found
 
 
-def _count(dropped: dict[str, Dropped], reason: str, where: str) -> None:
-    pairs, first = dropped.get(reason, Dropped(0, []))
-    dropped[reason] = Dropped(pairs + 1, [*first, where][:_PLACES_KEPT])
+def tally(left_out_rows: Iterable[LeftOut]) -> dict[str, tuple[int, list[str]]]:
+    """Count rows by the reason they were left out for; with the places of the first few of each."""
+    counted: dict[str, tuple[int, list[str]]] = {}
+    for item in left_out_rows:
+        rows, first = counted.get(item.reason, (0, []))
+        counted[item.reason] = rows + item.rows, first if len(first) >= 5 else [*first, item.where]
+    return counted

@@ -10,7 +10,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from orpo_lightning.batching import TokenizedPair
 from orpo_lightning.data.records import to_record
-from orpo_lightning.data.tokenization import tokenize_records
+from orpo_lightning.data.tokenization import pairs_of, tokenize_records
 
 trl_oracle = pytest.importorskip("trl_oracle", reason="TRL is the oracle: pip install 'orpo-lightning[dev]'")
 
@@ -36,15 +36,7 @@ MESSAGES = [
 def ours(rows: list[dict[str, Any]], tokenizer: Any, **limits: Any) -> list[TokenizedPair]:
     """Return our tokens."""
     records = [to_record(row, f"row {number}") for number, row in enumerate(rows)]
-    result = tokenize_records(records, tokenizer, **({"max_length": 200} | limits))
-    tokens, lengths, pairs, start = list(result.tokens), list(result.lengths), [], 0
-    for first in range(0, len(lengths), 3):
-        parts = []
-        for length in lengths[first : first + 3]:
-            parts.append(tokens[start : start + length])
-            start += length
-        pairs.append(TokenizedPair(*parts))
-    return pairs
+    return pairs_of(tokenize_records(records, tokenizer, **({"max_length": 200} | limits)))
 
 
 def theirs(rows: list[dict[str, Any]], tokenizer: Any, folder: Path, **settings: Any) -> list[TokenizedPair]:

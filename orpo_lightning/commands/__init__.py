@@ -1,0 +1,33 @@
+"""What the command line can do besides training: a verb, a function, imported when it is asked for.
+
+To add one: a file here with `main(args: list[str]) -> int`, which answers `--help` itself and returns the
+exit code, and a line in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """One verb of the command line."""
+
+    line: str
+    """What it does, in a line of the top-level `--help`."""
+    function: str
+    """Where its function is, as `module:name`."""
+
+    def run(self, args: list[str]) -> int:
+        """Import the function, call it with the words behind the verb, and return its exit code."""
+        module, _, name = self.function.partition(":")
+        code: int = getattr(importlib.import_module(module), name)(args)
+        return code
+
+
+COMMANDS = {
+    "inspect": Command(
+        "look at the data before training: what is in it, what is wrong with it",
+        "orpo_lightning.commands.inspect:main",
+    ),
+}

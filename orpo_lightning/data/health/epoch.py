@@ -1,0 +1,111 @@
+"""What an epoch costs in each layout of its batches: steps, tokens, and positions that are padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orpo_lightning.batching.mixture import epoch_order, mixed_order
+from orpo_lightning.batching.sampler import FILLER, deal
+
+
+class EpochPlan(NamedTuple):
+    """What decides how an epoch is cut into batches; as for `PlannedSampler`."""
+
+    batch_size: int
+    accumulate: int = 1
+    devices: int = 1
+    shuffle: bool = True
+    seed: int = 0
+    mixture: Sequence[tuple[int, float]] | None = None
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of one optimizer step, but for the last."""
+        return self.batch_size * self.accumulate * self.devices
+
+    def order(self, num_pairs: int) -> Tensor:
+        """Return the pairs of the first epoch, in the order of `PlannedSampler`."""
+        if self.mixture is not None:
+            sizes, weights = zip(*self.mixture, strict=True)
+            return mixed_order(sizes, weights, seed=self.seed, epoch=0, shuffle=self.shuffle)
+        return epoch_order(num_pairs, seed=self.seed, epoch=0) if self.shuffle else torch.arange(num_pairs)
+
+
+def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
+    """Return what the first epoch costs as it is planned, in random batches, and without any padding.
+
+    The batches are those of `PlannedSampler`, counted for all steps at once: an epoch of millions of pairs
+    would take minutes to go through.
+
+    Args:
+        lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
+        plan: how the epoch is cut into batches.
+    """
+    order = plan.order(len(lengths))
+    prompt, chosen, rejected = lengths.T
+    longer = (prompt + torch.maximum(chosen, rejected))[order]
+    tokens = int((2 * prompt + chosen + rejected)[order].sum())  # the prompt stands in both rows of a pair
+    ours = "like lengths together" if plan.shuffle else "in the order of the data"
+    padded = {
+        f"left-padded, {ours} (what fit uses)": _padded(longer, plan, sort=plan.shuffle),
+        "left-padded, random batches": _padded(longer[_random(len(longer), plan)], plan, sort=False),
+        "no padding (the floor)": tokens,
+    }
+    steps = -(-len(order) // plan.pairs_per_step)
+    batches = _micro_batches(len(order), plan)
+    return [
+        {
+            "layout": layout,
+            "steps": steps,
+            "micro_batches": batches,
+            "tokens": tokens,
+            "padded_tokens": positions,
+            "padded_share": 1 - tokens / positions if positions else 0.0,
+        }
+        for layout, positions in padded.items()
+    ]
+
+
+def _random(count: int, plan: EpochPlan) -> Tensor:
+    if plan.shuffle:  # the order is a random one already
+        return torch.arange(count)
+    return epoch_order(count, seed=plan.seed, epoch=0)
+
+
+def _padded(longer: Tensor, plan: EpochPlan, *, sort: bool) -> int:
+    """Return the positions of all batches: two rows a pair, each as wide as the batch's longest.
+
+    Args:
+        longer: (n,) tokens of the longer sequence of each pair, in the order of the epoch.
+        plan: how the epoch is cut into batches.
+        sort: whether pairs of like length come together within a step.
+    """
+    step = plan.pairs_per_step
+    whole = longer[: len(longer) // step * step].view(-1, step)
+    if sort:
+        whole = whole.sort(dim=1, descending=True).values
+    widths = whole.reshape(-1, plan.batch_size).amax(dim=1).clamp(min=1) if len(whole) else longer[:0]
+    positions = 2 * plan.batch_size * int(widths.sum())
+    rest = longer[len(whole) * step :]
+    if sort:
+        rest = rest.sort(descending=True).values
+    for batch in _last_step(len(rest), plan):
+        # A device that has no pair left pads one that is empty.
+        width = 1 if batch == [FILLER] else max(1, int(rest[batch].max()))
+        positions += 2 * len(batch) * width
+    return positions
+
+
+def _micro_batches(count: int, plan: EpochPlan) -> int:
+    whole, rest = divmod(count, plan.pairs_per_step)
+    return whole * plan.accumulate * plan.devices + len(_last_step(rest, plan))
+
+
+def _last_step(count: int, plan: EpochPlan) -> list[list[int]]:
+    if not count:
+        return []
+    return deal(torch.arange(count), batch_size=plan.batch_size, world_size=plan.devices)
