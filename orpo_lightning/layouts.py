@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from orpo_lightning.batching.base import Layout, PairBatch, TokenizedPair
 from orpo_lightning.batching.padded import pad_pairs
@@ -28,6 +27,11 @@ _KNOWN_UNFIT = {
     "rwkv": "its layers are recurrent",
     "xlstm": "its layers are recurrent",
 }
+# What a model or a kernel says when it is called with something it cannot do.
+_FAILURES = (
+    *(AssertionError, AttributeError, ImportError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 # Prompt, chosen, rejected: ragged, and the second prompt a single token.
 _CHECKED_LENGTHS = ((9, 7, 5), (1, 6, 8), (5, 2, 4))
 _CHECKED_WINDOW = 4
@@ -77,30 +81,13 @@ def unfit(model: Any) -> str | None:
 
 
 def _prepare(scorer: Scorer) -> str | None:
-    """Install attention over shared prefixes and prove it; return why not, everything being as before."""
-    interface.install(scorer.model)
-    hooks: list[RemovableHandle] = []
-    try:
-        reason = _first_that_works(scorer)
-    except interface.PlanLostError:
-        hooks = interface.hand_on(scorer.model)
-        try:
-            reason = _first_that_works(scorer)
-        except interface.PlanLostError as error:
-            reason = str(error)
-    if reason is not None:
-        interface.uninstall(scorer.model)
-        for hook in hooks:
-            hook.remove()
-    return reason
+    """Install attention over shared prefixes and prove it; return why not, everything being as before.
 
-
-def _first_that_works(scorer: Scorer) -> str | None:
-    """Try this machine's backends, best first; return the last one's failing where there is none that works.
-
-    A kernel may be at fault rather than the model, a backend that no one could test here included.
+    A kernel may be at fault rather than the model, and some could be tested on few machines. So the backends of
+    this one are tried in turn, best first.
     """
-    failed: dict[str, str] = {}
+    interface.install(scorer.model)
+    before, failed = interface.excluded(), dict[str, str]()
     while True:
         interface.used.clear()
         reason = self_check(scorer)
@@ -108,9 +95,10 @@ def _first_that_works(scorer: Scorer) -> str | None:
         if reason is None or not suspects:
             break
         failed |= dict.fromkeys(suspects, reason)
-        interface.exclude(failed.keys())
+        interface.exclude(before | failed.keys())
     if reason is not None:
-        interface.exclude(set())
+        interface.exclude(before)
+        interface.uninstall(scorer.model)
         return reason
     for backend, why in failed.items():
         log.warning("attention over shared prefixes does without %s: %s", backend, why)
@@ -131,7 +119,7 @@ def self_check(scorer: Scorer) -> str | None:
                 return difference
             with _small_windows(scorer.model) as found:
                 difference = _compare(scorer, batches) if found else None
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None if difference is None else f"with a window of {_CHECKED_WINDOW} tokens, {difference}"
 

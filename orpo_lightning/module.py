@@ -16,6 +16,7 @@ from torch import Tensor
 from orpo_lightning import hardware, modeling
 from orpo_lightning.adapter_state import check_same_weights, trained_parameters
 from orpo_lightning.batching import Layout, PairBatch
+from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
 from orpo_lightning.layouts import choose_layout
@@ -176,6 +177,9 @@ class PreferenceModule(lightning.LightningModule):
 
     def forward(self, batch: PairBatch) -> PairLogps:
         """Return the policy's log-probabilities of the batch's pairs."""
+        chosen = {choice.value for choice in self._layouts.values()}
+        if KEYWORD in batch.model_inputs and "shared_prefix" not in chosen:
+            self.choose_layout("shared_prefix")  # of a loader that did not ask; an error where it cannot be
         return score(self._take_apart(), batch)
 
     def _take_apart(self) -> Scorer:

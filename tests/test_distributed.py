@@ -14,10 +14,12 @@ import torch
 HERE = Path(__file__).parent
 
 
-def run(base: str, folder: Path, processes: int, batch_size: int, accumulate: int) -> dict[str, Any]:
+def run(
+    base: str, folder: Path, processes: int, batch_size: int, accumulate: int, layout: str
+) -> dict[str, Any]:
     """Run one optimizer step of twelve pairs in processes of its own and return what rank zero saw."""
     out = folder / f"{processes}x{batch_size}x{accumulate}.pt"
-    words = [str(value) for value in (base, processes, batch_size, accumulate, out)]
+    words = [str(value) for value in (base, processes, batch_size, accumulate, layout, out)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"}
     done = subprocess.run(
         [sys.executable, str(HERE / "ddp_run.py"), *words],
@@ -33,15 +35,18 @@ def run(base: str, folder: Path, processes: int, batch_size: int, accumulate: in
 
 @pytest.fixture(scope="module")
 def whole(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the step of one process with all twelve pairs in one batch."""
-    return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, 12, 1)
+    """Return the step of one process with all twelve pairs in one padded batch."""
+    return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, 12, 1, "padded")
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(6, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "layout"),
+    [(6, 1, "padded"), (6, 1, "shared_prefix"), (2, 3, "shared_prefix")],
+)
 def test_two_processes_have_the_gradients_and_metrics_of_one(
-    whole: dict[str, Any], tiny_base: str, tmp_path: Path, batch_size: int, accumulate: int
+    whole: dict[str, Any], tiny_base: str, tmp_path: Path, batch_size: int, accumulate: int, layout: str
 ) -> None:
-    two = run(tiny_base, tmp_path, 2, batch_size, accumulate)
+    two = run(tiny_base, tmp_path, 2, batch_size, accumulate, layout)
     assert (whole["world"], two["world"]) == (1, 2)
     assert whole["gradients"].keys() == two["gradients"].keys()
     for name, gradient in whole["gradients"].items():

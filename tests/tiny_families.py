@@ -1,4 +1,4 @@
-"""What each family's tiny configuration sets beside the common sizes: its own twists, strongly enough to count."""
+"""What each family sets beside the common sizes of tiny models: its own twists, strong enough to count."""
 
 from __future__ import annotations
 
@@ -150,6 +150,10 @@ PADDED_ONLY: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
     "qwen3_5_text": _LINEAR,
     "qwen3_next": {**_LINEAR, **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
-    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 64, "attention_window_size": 8},
+    "recurrent_gemma": {
+        "block_types": ["recurrent", "attention"],
+        "lru_width": 64,
+        "attention_window_size": 8,
+    },
     "rwkv": {"attention_hidden_size": 64, "context_length": 256},
 }

@@ -13,7 +13,7 @@ from orpo_lightning.batching.base import Normalisers, PairBatch, TokenizedPair
 from orpo_lightning.batching.padded import count_targets, pair_lengths
 
 KEYWORD = "shared_prefix"
-"""Under this keyword a `SharedPrefix` reaches the attention function through the model's own arguments."""
+"""The name of the `SharedPrefix` among a batch's model inputs."""
 
 
 class SharedPrefix(NamedTuple):

@@ -306,8 +306,12 @@ class PreferenceDataModule(LightningDataModule):
 
     def _sorted_loader(self, pairs: PairTable) -> Loader:
         require_own_sampler(self.trainer)
-        size, world_size = self.validation_batch_size, world_size_of(self.trainer)
-        plan = SortedSampler(pairs.lengths, batch_size=size, world_size=world_size, rank=rank_of(self.trainer))
+        plan = SortedSampler(
+            pairs.lengths,
+            batch_size=self.validation_batch_size,
+            world_size=world_size_of(self.trainer),
+            rank=rank_of(self.trainer),
+        )
         return self._loader_of(pairs, plan)
 
     def _plan(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
     choose = getattr(getattr(trainer, "lightning_module", None), "choose_layout", None)
     if choose is None and layout == "shared_prefix":
         raise UsageError(
-            "data.layout: shared_prefix needs a module with choose_layout, as PreferenceModule has; use padded"
+            "data.layout: shared_prefix needs a module with choose_layout, as PreferenceModule; use padded"
         )
     if choose is not None and choose(layout).value == "shared_prefix":
         return lay_flat

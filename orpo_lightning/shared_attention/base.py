@@ -19,6 +19,8 @@ class Recipe(NamedTuple):
     """Scores are bent into ±softcap."""
     sinks: Tensor | None = None
     """(heads,) a score of nothing: it takes its share of each query's weight and adds no value."""
+    dropout: float = 0.0
+    """Of the weights."""
 
 
 def same_dtype(*tensors: Tensor) -> list[Tensor]:

@@ -26,6 +26,7 @@ class Needs(NamedTuple):
     """Whether some sequence is longer than the sliding window."""
     softcap: bool = False
     sinks: bool = False
+    dropout: bool = False
 
 
 def choose_backend(device: Device, needs: Needs, available: Set[str]) -> Choice:
@@ -40,6 +41,8 @@ def choose_backend(device: Device, needs: Needs, available: Set[str]) -> Choice:
         return _on_cpu(needs, available)
     if device.kind != "cuda":
         return Choice("rows", f"torch's own attention on {device.kind.upper()}, rows padded on the right")
+    if needs.dropout:
+        return Choice("rows", "dropout of attention weights is torch's own attention's to do")
     flash = _flash(device, needs, available)
     if flash.value != "none":
         return flash
@@ -49,7 +52,7 @@ def choose_backend(device: Device, needs: Needs, available: Set[str]) -> Choice:
 
 
 def _on_cpu(needs: Needs, available: Set[str]) -> Choice:
-    asked = {"a window": needs.window, "a soft-cap": needs.softcap}
+    asked = {"a window": needs.window, "a soft-cap": needs.softcap, "dropout": needs.dropout}
     beyond = [name for name, is_asked in asked.items() if is_asked]
     if beyond:
         return Choice("rows", f"torch's flash kernel on CPU has no answer to {' and '.join(beyond)}")

@@ -1,8 +1,9 @@
 """How a transformers model comes to use shared prefixes: an attention function of its own name.
 
-A call without a `SharedPrefix` (validation in another layout, `generate`) goes on to the implementation the
-model had before. So the name can stay for good: gradient checkpointing, which calls attention again in the
-backward pass, finds the same function and, among the arguments it kept, the same plan.
+The plan takes the way of the attention mask: the model asks for one, is given the plan, and hands it to each
+layer. So it is also among what gradient checkpointing keeps for a layer's second run, and no architecture can
+lose it. A call with any other mask (a padded batch, `generate`) goes on to the implementation that the model
+had before, so the name can stay for good.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
@@ -37,8 +36,7 @@ _ATTEND: dict[str, Callable[..., Tensor]] = {
     "torch_varlen": partial(packed.attend_packed, packed.torch_varlen),
     "flex_attention": packed.attend_flex,
 }
-_no_masks: ContextVar[bool] = ContextVar("no_masks", default=False)
-_handed_on: ContextVar[SharedPrefix | None] = ContextVar("handed_on", default=None)
+_plan: ContextVar[SharedPrefix | None] = ContextVar("shared_prefix", default=None)
 _excluded: frozenset[str] = frozenset()
 used: dict[str, str] = {}
 """Which backends have run, each with the reason it was chosen for."""
@@ -53,27 +51,6 @@ def install(model: nn.Module) -> None:
             AttentionInterface.register(name, partial(_attend_or_pass_on, before=before))
             AttentionMaskInterface.register(name, partial(_mask, before=before))
             _set(config, name)
-
-
-class PlanLostError(Exception):
-    """Attention was called for a flat row without being told whose tokens it holds."""
-
-
-def hand_on(model: nn.Module) -> list[RemovableHandle]:
-    """Carry the plan past layers that keep the model's arguments from their attention (StableLM, Nemotron).
-
-    As hooks of the layers, so that a layer that is run again in the backward pass has its plan as well.
-    """
-
-    def before(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        _handed_on.set(kwargs.get(KEYWORD))
-
-    def after(*_: Any) -> None:
-        _handed_on.set(None)
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    return hooks + [layer.register_forward_hook(after, always_call=True) for layer in layers]
 
 
 def uninstall(model: nn.Module) -> None:
@@ -94,18 +71,20 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
 
 
 @contextmanager
-def without_masks() -> Iterator[None]:
-    """Spare a forward pass on a flat row its (T, T) masks. They would be built for nothing, not used."""
-    token = _no_masks.set(True)
+def attending_by(plan: SharedPrefix) -> Iterator[None]:
+    """Give every mask that a model asks for in here as `plan`."""
+    token = _plan.set(plan)
     try:
         yield
     finally:
-        _no_masks.reset(token)
+        _plan.reset(token)
 
 
 def _mask(*args: Any, before: str, **kwargs: Any) -> Any:
+    if (plan := _plan.get()) is not None:
+        return plan
     function = ALL_MASK_ATTENTION_FUNCTIONS.get(before)
-    return None if _no_masks.get() or function is None else function(*args, **kwargs)
+    return None if function is None else function(*args, **kwargs)
 
 
 def _attend_or_pass_on(
@@ -119,10 +98,10 @@ def _attend_or_pass_on(
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
     """The attention function, as transformers calls it: (1, heads, T, width) → (1, T, heads, width)."""
-    plan = kwargs.pop(KEYWORD, None) or _handed_on.get()
+    # Among the keywords where someone called the model with all of `PairBatch.model_inputs` himself.
+    by_name = kwargs.pop(KEYWORD, None)
+    plan = attention_mask if isinstance(attention_mask, SharedPrefix) else by_name
     if plan is None:
-        if _no_masks.get():
-            raise PlanLostError(f"{type(module).__name__} is not given the arguments its model was called with")
         return _pass_on(before, module, query, key, value, attention_mask, **kwargs)
     return _attend(module, query, key, value, plan, **kwargs), None
 
@@ -160,15 +139,16 @@ def _attend(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    if dropout or is_causal is False or position_bias is not None or key.shape[2] != query.shape[2]:
+    if is_causal is False or position_bias is not None or key.shape[2] != query.shape[2]:
         name = type(module).__name__
         raise NotImplementedError(f"{name} asks for more than causal attention among the tokens at hand")
     query, key, value = same_dtype(query, key, value)
     window = sliding_window if sliding_window and sliding_window < plan.longest else None
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    recipe = Recipe(scale, window, softcap, s_aux)
+    recipe = Recipe(scale, window, softcap, s_aux, dropout)
     width = max(key.shape[-1], value.shape[-1])
-    needs = Needs(query.dtype, width, window is not None, softcap is not None, s_aux is not None)
+    has = (feature is not None for feature in (window, softcap, s_aux))
+    needs = Needs(query.dtype, width, *has, dropout=dropout > 0)
     backend = _backend(_device(query.device), needs)
     used[backend.value] = backend.reason
     return _ATTEND[backend.value](query, key, value, plan, recipe).contiguous()
@@ -184,6 +164,11 @@ def _device(device: torch.device) -> Device:
 @lru_cache
 def _backend(device: Device, needs: Needs) -> Choice:
     return choose_backend(device, needs, find_backends() - _excluded)
+
+
+def excluded() -> frozenset[str]:
+    """Return the backends that are done without."""
+    return _excluded
 
 
 def exclude(backends: Set[str]) -> None:

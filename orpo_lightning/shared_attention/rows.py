@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from orpo_lightning.batching.shared_prefix import SharedPrefix
 from orpo_lightning.shared_attention.base import Recipe
@@ -26,6 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe
             key,
             value,
             attn_mask=mask,
+            dropout_p=recipe.dropout,
             is_causal=mask is None,
             scale=recipe.scale,
             enable_gqa=True,
@@ -93,5 +94,5 @@ def _written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
         sinks = recipe.sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=3)
     exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = scores.softmax(dim=3, dtype=exact).to(value.dtype)
+    weights = dropout(scores.softmax(dim=3, dtype=exact).to(value.dtype), recipe.dropout)
     return weights[..., : key.shape[2]] @ value

@@ -18,9 +18,10 @@ from orpo_lightning.shared_attention.base import Recipe, same_width
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe: Recipe) -> Tensor:
-    """Return (1, T, H, value width) of (1, heads, T, width); no window and no soft-cap."""
+    """Return (1, T, H, value width) of (1, heads, T, width); no window, soft-cap or dropout."""
     assert recipe.window is None
     assert recipe.softcap is None
+    assert not recipe.dropout
     output = _Slices.apply(*same_width(query, key, value), recipe.sinks, plan.lengths, recipe.scale)
     return output.transpose(1, 2)[..., : value.shape[-1]]
 
