@@ -83,8 +83,8 @@ def unfit(model: Any) -> str | None:
 def _prepare(scorer: Scorer) -> str | None:
     """Install attention over shared prefixes and prove it; return why not, everything being as before.
 
-    A kernel may be at fault rather than the model, and some could be tested on few machines. So the backends of
-    this one are tried in turn, best first.
+    A kernel may be at fault rather than the model, and some could be tested on few machines. So the backends
+    of this one are tried in turn, best first.
     """
     interface.install(scorer.model)
     before, failed = interface.excluded(), dict[str, str]()
@@ -110,11 +110,12 @@ def self_check(scorer: Scorer) -> str | None:
 
     Where there is a sliding window, a second run shrinks it: else no batch so small would reach its end.
     """
-    pairs = _random_pairs(scorer)
     device = next(scorer.model.parameters()).device
-    batches = [_to(device, batch) for batch in (pad_pairs(pairs, pad_id=0), lay_flat(pairs))]
     try:
+        # A Trainer that validates asks in inference mode, whose tensors could not be used here.
         with _eval_mode(scorer.model), torch.inference_mode(False), torch.enable_grad():
+            pairs = _random_pairs(scorer)
+            batches = [_to(device, batch) for batch in (pad_pairs(pairs, pad_id=0), lay_flat(pairs))]
             if difference := _compare(scorer, batches):
                 return difference
             with _small_windows(scorer.model) as found:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orpo_lightning.batching import TokenizedPair
 from orpo_lightning.hardware import Choice
-from orpo_lightning.layouts import choose_layout
+from orpo_lightning.layouts import choose_layout, unfit
 from orpo_lightning.scoring import take_apart
 
 README = Path(__file__).parent.parent / "README.md"
@@ -48,11 +48,13 @@ def one_at_a_time(model: torch.nn.Module, pairs: list[TokenizedPair]) -> Tensor:
 def table() -> str:
     """Return the README's table: what each family that is tested gets, families of like fate in one row."""
     rows: dict[tuple[str, str], list[str]] = {}
-    for family in [*FAMILIES, *PADDED_ONLY]:
-        layout, reason = layout_of(family)
-        why = "the same numbers" if layout == "shared_prefix" else reason.removeprefix("no shared prefixes: ")
+    for family in sorted([*FAMILIES, *PADDED_ONLY]):
+        layout = layout_of(family).value
+        found = "equal numbers" if layout == "shared_prefix" else "the check on a batch finds other numbers"
+        why = unfit(tiny_model(family)) or found
         rows.setdefault((layout, why.removeprefix(f"{family}: ")), []).append(f"`{family}`")
-    lines = [f"| {', '.join(sorted(names))} | {layout} | {why} |" for (layout, why), names in rows.items()]
+    ordered = sorted(rows.items(), key=lambda row: -len(row[1]))
+    lines = [f"| {', '.join(names)} | `{layout}` | {why} |" for (layout, why), names in ordered]
     return "\n".join(["| architectures | layout | why |", "|---|---|---|", *lines]) + "\n"
 
 

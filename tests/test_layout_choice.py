@@ -127,9 +127,10 @@ def test_the_check_leaves_modes_gradients_and_the_random_state_as_they_were() ->
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_under_inference_mode_gradients_are_checked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_trainer_validates_in_inference_mode_gradients_are_checked_all_the_same() -> None:
+    scorer = take_apart(tiny_model("llama"))
     with torch.inference_mode():
-        assert choose_layout("auto", take_apart(tiny_model("llama"))).value == "shared_prefix"
+        assert choose_layout("auto", scorer).value == "shared_prefix"
 
 
 def test_a_model_that_cannot_be_taken_apart_is_scored_in_flat_rows_as_well() -> None:

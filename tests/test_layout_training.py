@@ -9,11 +9,16 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from layout_families import PAIRS
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_models import tiny_model, tiny_tokenizer
 from training import make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule
+from orpo_lightning.batching import lay_flat
 from orpo_lightning.batching.shared_prefix import KEYWORD
+from orpo_lightning.layouts import choose_layout
+from orpo_lightning.scoring import score_targets, take_apart
 
 
 class Words(PreferenceDataModule):
@@ -56,7 +61,7 @@ def fit(
     resume: Path | None = None,
     **settings: Any,
 ) -> tuple[PreferenceModule, lightning.Trainer]:
-    """Train three steps of four pairs and validate once."""
+    """Train an epoch, four steps of four pairs, and validate once."""
     lightning.seed_everything(5)
     defaults: dict[str, Any] = {"lora_r": 4, "lora_dropout": 0.0, "lora_init": "gaussian", "warmup": 0}
     module = kind(
@@ -66,9 +71,9 @@ def fit(
     )
     data = Words(tokenizer=base, layout=layout, batch_size=2, max_length=128, cache_dir=str(cache))
     recorder = Recorder()
-    fitter = make_trainer(
-        **({"max_steps": 3, "accumulate_grad_batches": 2, "callbacks": [recorder]} | (trainer or {}))
-    )
+    extra = trainer or {}
+    callbacks = [recorder, *extra.pop("callbacks", [])]
+    fitter = make_trainer(**({"max_steps": 4, "accumulate_grad_batches": 2, "callbacks": callbacks} | extra))
     fitter.fit(module, datamodule=data, ckpt_path=resume)
     assert recorder.layouts == {layout}
     return module, fitter
@@ -144,59 +149,34 @@ def test_under_autocast_the_loss_is_that_of_padded_rows_within_half_precision(
 
 
 def test_a_resumed_run_in_flat_rows_ends_where_the_whole_one_does(tiny_base: str, tmp_path: Path) -> None:
-    whole, _ = fit(tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer={"max_steps": 6})
-    _, half = fit(
-        tiny_base,
-        "shared_prefix",
-        tmp_path,
-        lora_dropout=0.2,
-        trainer={"max_steps": 6, "limit_train_batches": 1.0, "callbacks": [StopAfter(2), Recorder()]},
-    )
-    half.save_checkpoint(tmp_path / "half.ckpt")
+    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2, save_top_k=-1)
+    settings = {"max_steps": 6, "enable_checkpointing": True, "callbacks": [keep]}
+    whole, _ = fit(tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer=dict(settings))
+    half = next((tmp_path / "kept").glob("*step=2.ckpt"))  # within the first epoch
     resumed, _ = fit(
-        tiny_base,
-        "shared_prefix",
-        tmp_path,
-        lora_dropout=0.2,
-        trainer={"max_steps": 6},
-        resume=tmp_path / "half.ckpt",
+        tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer={"max_steps": 6}, resume=half
     )
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
 
 
-class StopAfter(lightning.Callback):
-    """Ends a run after some steps, as a signal would."""
-
-    def __init__(self, steps: int) -> None:
-        """Keep the number."""
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        """Stop."""
-        trainer.should_stop = trainer.global_step >= self.steps
-
-
-class CompiledLayers(PreferenceModule):
-    """Compiles each decoder layer."""
-
-    def configure_model(self) -> None:
-        """Compile what is loaded."""
-        if self.model is None:
-            super().configure_model()
-            for layer in self.model.get_base_model().model.layers:
-                layer.compile(backend="aot_eager")
-
-
-def test_compiled_layers_give_the_weights_of_plain_ones(tiny_base: str, tmp_path: Path) -> None:
+def test_compiled_layers_give_the_gradients_of_plain_ones_and_are_not_compiled_for_every_batch() -> None:
     from torch._dynamo.utils import counters
 
-    counters.clear()
     torch._dynamo.reset()
-    compiled, _ = fit(tiny_base, "shared_prefix", tmp_path, kind=CompiledLayers, gradient_checkpointing=False)
-    assert counters["stats"]["unique_graphs"] > 0
-    plain, _ = fit(tiny_base, "shared_prefix", tmp_path, gradient_checkpointing=False)
-    assert_close(weights(compiled), weights(plain), 1e-5)
+    counters.clear()
+    plain, compiled = (tiny_model("mistral", num_hidden_layers=1) for _ in range(2))
+    batches = [lay_flat(PAIRS[:count]) for count in (2, 3, 4, 3, 2)]
+    found = []
+    for model in (plain, compiled):
+        scorer = take_apart(model)
+        choose_layout("shared_prefix", scorer)
+        if model is compiled:
+            model.model.layers[0].compile(backend="aot_eager", dynamic=True)
+        losses = [score_targets(scorer, batch)[0].sum() for batch in batches]
+        found.append([*losses, *torch.autograd.grad(sum(losses), list(model.parameters()))])  # type: ignore[arg-type]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert 0 < counters["stats"]["unique_graphs"] <= 6, counters["stats"]
 
 
 def test_generation_goes_on_to_work_and_gives_what_it_gave(tiny_base: str, tmp_path: Path) -> None:

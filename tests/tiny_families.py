@@ -85,7 +85,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"multi_query": True},
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt_oss": {**_ONE_OF_EACH, **_EXPERTS, "num_local_experts": 4, "head_dim": 16},
-    "granitemoe": {**_EXPERTS, "num_local_experts": 4, "logits_scaling": 0.5},
+    "granitemoe": {**_EXPERTS, "num_local_experts": 4, "logits_scaling": 0.5, "attention_multiplier": 0.2},
     "helium": {"head_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
     "ministral": {**_ONE_OF_EACH, "head_dim": 16},
@@ -99,7 +99,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {**_EXPERTS, "num_experts": 4},
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "phi3": _WINDOW,
-    "phimoe": {**_WINDOW, **_EXPERTS, "num_local_experts": 4},
     "qwen2_moe": {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_moe": {**_EXPERTS, "num_experts": 4, "head_dim": 16},
     "seed_oss": {"head_dim": 16},
@@ -124,6 +123,7 @@ PADDED_ONLY: dict[str, dict[str, Any]] = {
     "bamba": {**_SSM, "attn_layer_indices": [1]},
     "bloom": {"n_head": 4, "n_layer": 2},
     "codegen": {"rotary_dim": 8},
+    # It makes a mask of its own out of the values.
     "doge": {"num_key_value_heads": 2},
     "falcon": {"alibi": False, "num_kv_heads": 2, "new_decoder_architecture": True},
     "falcon_h1": {**_SSM, "head_dim": 16},
@@ -148,6 +148,8 @@ PADDED_ONLY: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8, "time_step_rank": 4},
     "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 8},
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
+    # Its window is in the mask alone; attention is not told.
+    "phimoe": {**_WINDOW, **_EXPERTS, "num_local_experts": 4},
     "qwen3_5_text": _LINEAR,
     "qwen3_next": {**_LINEAR, **_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "recurrent_gemma": {

@@ -70,6 +70,13 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
     return list({id(one): one for one in found if isinstance(one, PretrainedConfig)}.values())
 
 
+class _MaskByPlan:
+    """Stands where a mask would. Into the plan itself torch.compile would look, and compile for each batch."""
+
+    def __init__(self, plan: SharedPrefix) -> None:
+        self.plan = plan
+
+
 @contextmanager
 def attending_by(plan: SharedPrefix) -> Iterator[None]:
     """Give every mask that a model asks for in here as `plan`."""
@@ -82,7 +89,7 @@ def attending_by(plan: SharedPrefix) -> Iterator[None]:
 
 def _mask(*args: Any, before: str, **kwargs: Any) -> Any:
     if (plan := _plan.get()) is not None:
-        return plan
+        return _MaskByPlan(plan)
     function = ALL_MASK_ATTENTION_FUNCTIONS.get(before)
     return None if function is None else function(*args, **kwargs)
 
@@ -99,11 +106,11 @@ def _attend_or_pass_on(
 ) -> tuple[Tensor, Any]:
     """The attention function, as transformers calls it: (1, heads, T, width) → (1, T, heads, width)."""
     # Among the keywords where someone called the model with all of `PairBatch.model_inputs` himself.
-    by_name = kwargs.pop(KEYWORD, None)
-    plan = attention_mask if isinstance(attention_mask, SharedPrefix) else by_name
-    if plan is None:
-        return _pass_on(before, module, query, key, value, attention_mask, **kwargs)
-    return _attend(module, query, key, value, plan, **kwargs), None
+    if (by_name := kwargs.pop(KEYWORD, None)) is not None:
+        attention_mask = _MaskByPlan(by_name)
+    if isinstance(attention_mask, _MaskByPlan):
+        return _attend(module, query, key, value, attention_mask, **kwargs), None
+    return _pass_on(before, module, query, key, value, attention_mask, **kwargs)
 
 
 def _pass_on(before: str, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
@@ -128,7 +135,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    plan: SharedPrefix,
+    mask: _MaskByPlan,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -143,6 +150,7 @@ def _attend(
         name = type(module).__name__
         raise NotImplementedError(f"{name} asks for more than causal attention among the tokens at hand")
     query, key, value = same_dtype(query, key, value)
+    plan = mask.plan
     window = sliding_window if sliding_window and sliding_window < plan.longest else None
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     recipe = Recipe(scale, window, softcap, s_aux, dropout)
