@@ -10,7 +10,6 @@ import lightning
 import pytest
 import torch
 from layout_families import PAIRS
-from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_models import tiny_model, tiny_tokenizer
 from training import make_trainer
 
@@ -148,11 +147,23 @@ def test_under_autocast_the_loss_is_that_of_padded_rows_within_half_precision(
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.02)
 
 
+class SaveAt(lightning.Callback):
+    """Saves once, right after an optimizer step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        """Keep both."""
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Save."""
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
 def test_a_resumed_run_in_flat_rows_ends_where_the_whole_one_does(tiny_base: str, tmp_path: Path) -> None:
-    keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2, save_top_k=-1)
-    settings = {"max_steps": 6, "enable_checkpointing": True, "callbacks": [keep]}
-    whole, _ = fit(tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer=dict(settings))
-    half = next((tmp_path / "kept").glob("*step=2.ckpt"))  # within the first epoch
+    half = tmp_path / "half.ckpt"
+    settings = {"max_steps": 6, "callbacks": [SaveAt(2, half)]}  # within the first epoch
+    whole, _ = fit(tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer=settings)
     resumed, _ = fit(
         tiny_base, "shared_prefix", tmp_path, lora_dropout=0.2, trainer={"max_steps": 6}, resume=half
     )

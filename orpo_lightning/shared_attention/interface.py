@@ -71,7 +71,7 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
 
 
 class _MaskByPlan:
-    """Stands where a mask would. Into the plan itself torch.compile would look, and compile for each batch."""
+    """Stands where a mask would. Into the plan itself torch.compile would look, and compile for each one."""
 
     def __init__(self, plan: SharedPrefix) -> None:
         self.plan = plan
@@ -155,8 +155,8 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     recipe = Recipe(scale, window, softcap, s_aux, dropout)
     width = max(key.shape[-1], value.shape[-1])
-    has = (feature is not None for feature in (window, softcap, s_aux))
-    needs = Needs(query.dtype, width, *has, dropout=dropout > 0)
+    has_window, has_cap, has_sinks = (feature is not None for feature in (window, softcap, s_aux))
+    needs = Needs(query.dtype, width, has_window, has_cap, has_sinks, dropout > 0)
     backend = _backend(_device(query.device), needs)
     used[backend.value] = backend.reason
     return _ATTEND[backend.value](query, key, value, plan, recipe).contiguous()
