@@ -210,6 +210,23 @@ def test_the_header_says_the_layout_and_the_backend_once_with_their_reasons(
     assert "shared_prefix (equal to padded on a test batch; attention by slices: torch" in rows_of_layout[0]
 
 
+def test_validation_by_itself_runs_in_flat_rows_too(tiny_base: str, tmp_path: Path) -> None:
+    class Held(Words):
+        def load_rows(self, split: str) -> Any:
+            return ROWS if split == "validation" else ()
+
+    losses = []
+    for layout in ("padded", "auto"):
+        data = Held(tokenizer=tiny_base, max_length=64, layout=layout, cache_dir=str(tmp_path))
+        module = PreferenceModule(tiny_base, lora_r=2, lora_init="gaussian")
+        lightning.seed_everything(1)
+        losses += make_trainer().validate(module, datamodule=data, verbose=False)
+        assert [choice.value for choice in module._layouts.values()] == [
+            "padded" if layout == "padded" else "shared_prefix"
+        ]
+    assert losses[1]["val/loss"] == pytest.approx(losses[0]["val/loss"], rel=1e-5)
+
+
 def test_a_module_that_does_not_choose_gets_padded_rows_and_cannot_ask_for_others(
     tiny_base: str, tmp_path: Path
 ) -> None:

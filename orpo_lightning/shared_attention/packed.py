@@ -116,12 +116,12 @@ def _block_mask(plan: SharedPrefix, window: int | None, device: torch.device) ->
         starts = plan.key_ends.long().diff() - plan.query_ends.long().diff()  # 0, or the rejected's prompt
         place = torch.arange(len(row), device=row.device) - plan.query_ends.long()[row] + starts[row]
         in_prompt = place < starts[row | 1]
-        reach = window or len(row)
 
         def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             gap = place[q] - place[k]
             together = (row[q] == row[k]) | ((row[q] == (row[k] | 1)) & in_prompt[k])
-            return together & (gap >= 0) & (gap < reach)
+            # No number in here may change from batch to batch: the kernel would be compiled anew for each.
+            return together & (gap >= 0) if window is None else together & (gap >= 0) & (gap < window)
 
         make = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
         plan.derived[name] = make(visible, None, None, len(row), len(row), device=device)
