@@ -45,8 +45,8 @@ class PreferenceModule(lightning.LightningModule):
         dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32
         weights
             where they are trained themselves).
-        attention: kernel for padded batches and for generation; auto is flash_attention_2 where GPU and package
-            allow, else sdpa. Batches with shared prefixes have kernels of their own (data.layout).
+        attention: kernel for padded batches and for generation; auto is flash_attention_2 where GPU and
+            package allow, else sdpa. Batches with shared prefixes have kernels of their own (data.layout).
         lora_r: rank of LoRA; 0 trains all weights instead.
         lora_alpha: LoRA's scale numerator: the update is multiplied by alpha / r (rslora: alpha / sqrt(r)).
         lora_dropout: dropout in front of LoRA. (The base model's own dropout is always off.)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from attention_cases import CASES, by_backend, make_inputs, make_plan
 from layout_families import PAIRS, one_at_a_time
-from tiny_families import FAMILIES
 from tiny_models import tiny_model
 
 from orpo_lightning.batching import lay_flat
@@ -15,7 +14,7 @@ from orpo_lightning.scoring import score_targets, take_apart
 from orpo_lightning.shared_attention import interface, rows
 from orpo_lightning.shared_attention.choice import Needs, choose_backend, find_backends
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
 
 LENGTHS = ((150, 60, 90), (1, 200, 30), (40, 40, 300), (0, 50, 20))
 BACKENDS = sorted(find_backends() - {"slices"})
@@ -45,17 +44,17 @@ def test_a_backend_gives_the_output_and_gradients_of_the_one_that_pads(
         assert gap < tolerance, gap
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_shared_prefixes_of_every_family_in_single_and_half_precision(family: str) -> None:
+# One for each thing that kernels find hard: grouped heads, windows, soft-caps, sinks, narrow values, experts.
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3", "mixtral"])
+def test_shared_prefixes_on_a_gpu_give_what_one_sequence_at_a_time_gives(family: str) -> None:
     for dtype, tolerance in ((torch.float32, 5e-3), (torch.bfloat16, 0.1)):
         model = tiny_model(family).to("cuda")
         wanted = one_at_a_time(model, PAIRS)
         scorer = take_apart(model.to(dtype))
         assert choose_layout("auto", scorer).value == "shared_prefix"
         batch = lay_flat(PAIRS)
-        inputs = {name: value for name, value in batch.model_inputs.items()}
         moved = batch._replace(
-            model_inputs={name: _to_gpu(value) for name, value in inputs.items()},
+            model_inputs={name: _to_gpu(value) for name, value in batch.model_inputs.items()},
             **{name: getattr(batch, name).cuda() for name in batch._fields if name.startswith("target_")},
         )
         found, _ = score_targets(scorer, moved)
