@@ -31,6 +31,7 @@ FLOORS = {
     "pages": 1,
     "modeling": 1,
     "initialization": 1,
+    "lean_lora": 1,
     "scoring": 1,
     "schedules": 1,
     "galore": 1,
