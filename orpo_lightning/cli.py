@@ -25,11 +25,10 @@ from orpo_lightning.callbacks import (
     ResumeCheckpoint,
     RunHeader,
 )
-from orpo_lightning.cli_errors import debugging, explain
+from orpo_lightning.cli_errors import report
 from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
-from orpo_lightning.errors import UserError
 from orpo_lightning.module import PreferenceModule
 
 _SEED = 42
@@ -244,14 +243,7 @@ def main(args: list[str] | None = None, model_class: Any = None, datamodule_clas
     try:
         PreferenceCLI(model_class, datamodule_class, args=args)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if debugging() and not isinstance(error, SystemExit):
-            raise
-        code, line = explain(error)
-        if line:
-            runfolder.PACKAGE_LOGGER.error(line)
-        if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
-            runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
-        return code
+        return report(error)
     finally:
         runfolder.close_log_file()
     return 0

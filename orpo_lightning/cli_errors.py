@@ -6,6 +6,7 @@ import errno
 import os
 import traceback
 
+from orpo_lightning import runfolder
 from orpo_lightning.errors import SurroundingsError, UsageError, UserError
 
 _LONGEST = 600
@@ -46,6 +47,22 @@ def explain(error: BaseException) -> tuple[int, str]:
         if line:
             return code, one_line(line)
     return 1, one_line(f"{type(error).__name__}: {error}") + " (set ORPO_DEBUG=1 for the traceback)"
+
+
+def report(error: BaseException) -> int:
+    """Write an exception's line to the terminal and the run's log, its traceback to the log; return the code.
+
+    Raises:
+        BaseException: the error itself, where tracebacks are wanted.
+    """
+    if debugging() and not isinstance(error, SystemExit):
+        raise error
+    code, line = explain(error)
+    if line:
+        runfolder.PACKAGE_LOGGER.error(line)
+    if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
+        runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
+    return code
 
 
 def _exit_status(error: SystemExit) -> tuple[int, str]:
