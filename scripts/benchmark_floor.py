@@ -16,6 +16,7 @@ import torch
 
 _HEAD_BYTES = 128 * 2**20  # logits held at a time
 _REPEATS = 3
+_PEAK_PRODUCTS = 10
 
 
 class Product(NamedTuple):
@@ -150,6 +151,16 @@ def _together(groups: Iterator[Group]) -> list[Group]:
     for part, products in groups:
         found.setdefault((part, products[0].needed), []).extend(products)
     return [Group(part, products) for (part, _), products in found.items()]
+
+
+def peak_flops(dtype: torch.dtype, device: str, size: int) -> dict[str, float]:
+    """Return operations per second in products of large square matrices: what the machine can do at most."""
+    product = Product(size, size, size)
+    bench = Bench([size * size] * 3, 0, dtype, device)
+    group = Group("peak", [product] * _PEAK_PRODUCTS)
+    bench.seconds(group)
+    seconds = min(bench.seconds(group) for _ in range(_REPEATS))
+    return {"seconds": seconds, "flops_per_second": _PEAK_PRODUCTS * product.flops / seconds}
 
 
 def measure(

@@ -177,6 +177,7 @@ def run_fresh(
     *,
     settings: dict[str, str] | None = None,
     on_gpu: bool = False,
+    limit_s: float | None = None,
 ) -> dict[str, Any]:
     """Run `script JOB RESULT` by itself on the first so many cores; return what it wrote to RESULT.
 
@@ -187,6 +188,7 @@ def run_fresh(
         cores: as many threads as well.
         settings: further environment variables.
         on_gpu: whether it may see a GPU.
+        limit_s: how long it may take; None: as long as it likes.
 
     Raises:
         SystemExit: it failed; with the end of what it printed.
@@ -213,7 +215,13 @@ def run_fresh(
     request.write_text(json.dumps(job | {"cores": chosen, "started": time.monotonic()}), encoding="utf-8")
     words = [sys.executable, str(script), str(request), str(result)]
     with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(words, env=environment, stdout=output, stderr=output, check=False).returncode
+        options = {"env": environment, "stdout": output, "stderr": output, "timeout": limit_s}
+        try:
+            code = subprocess.run(words, check=False, **options).returncode
+        except subprocess.TimeoutExpired:
+            raise SystemExit(
+                f"{script.name} {job.get('side', '')} took longer than {limit_s:.0f} s"
+            ) from None
     if code != 0 or not result.is_file():
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise SystemExit(f"{script.name} {job.get('side', '')} ended with {code}:\n{tail}")

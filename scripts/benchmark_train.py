@@ -31,7 +31,8 @@ CHILD = Path(__file__).with_name("benchmark_train_sides.py")
 _HUGE = str(1 << 40)
 ALLOCATORS = {
     # glibc maps a large tensor anew for every use of it and gives it back at once: on its default, TRL spends
-    # half its time in page faults on its logits. Kept, memory is asked for once, on every side.
+    # half its time in page faults on its logits. Kept, memory is asked for but a few times, until the heap
+    # has found its size; that is somewhat larger than what is in use.
     "neutral": {f"MALLOC_{name}_": _HUGE for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
     | {"MALLOC_TOP_PAD_": str(1 << 28)},
     "default": {},
@@ -59,13 +60,16 @@ class Workplace(NamedTuple):
     job: dict[str, Any]
     cores: int
 
-    def run(self, side: str, allocator: str = "neutral", **changes: Any) -> dict[str, Any]:
+    def run(
+        self, side: str, allocator: str = "neutral", limit_s: float | None = None, **changes: Any
+    ) -> dict[str, Any]:
         """Run one side in a fresh process."""
         job = self.job | {"side": side} | changes
         on_gpu = job["device"] == "cuda"
         print(f"  {side}{' without ' + job['without'] if job['without'] else ''} ...", end=" ", flush=True)
         settings = ALLOCATORS[allocator]
-        found = run_fresh(CHILD, job, self.scratch, self.cores, settings=settings, on_gpu=on_gpu)
+        how = {"settings": settings, "on_gpu": on_gpu, "limit_s": limit_s}
+        found = run_fresh(CHILD, job, self.scratch, self.cores, **how)
         shutil.rmtree(self.scratch / "cache", ignore_errors=True)  # so that every start is a first one
         print(f"{found['seconds']:.1f} s", flush=True)
         return found | _rates(found, job) if "losses" in found else found
@@ -102,25 +106,40 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def workplace(options: argparse.Namespace, lengths: list[Lengths] | None = None) -> Iterator[Workplace]:
+def workplace(
+    options: argparse.Namespace, lengths: list[Lengths] | None = None, model: Path | None = None
+) -> Iterator[Workplace]:
     """Make a scratch folder with model and pairs; remove it in the end.
 
     Args:
         options: of the command line.
-        lengths: of the pairs; those that the options ask for where left out.
+        lengths: of the pairs, `pairs_needed` of them; those that the options ask for where left out.
+        model: a folder that `write_base` wrote; one is written where left out.
     """
-    profiled = PROFILED_STEPS if options.profile else 0
-    pairs = (options.warmup + options.steps + profiled) * options.batch * options.accumulate
+    pairs = pairs_needed(options) - options.validation_pairs
     lengths = lengths or _lengths(options, pairs + options.validation_pairs)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=options.out) as name:
         scratch = Path(name).resolve()
-        model = scratch / "model"
-        settings = (options.vocabulary, options.dtype, options.device, options.seed)
-        write_model(model, sizes_of(options.model), *settings)
-        write_tokenizer(model, options.vocabulary)
+        if model is None:
+            model = scratch / "model"
+            write_base(model, options)
         for file, part in (("train", lengths[:pairs]), ("validation", lengths[pairs:])):
             write_pairs(scratch / f"{file}.jsonl", part, options.vocabulary, options.seed + len(file))
-        yield Workplace(scratch, _job(options, scratch, lengths), options.cores)
+        job = _job(options, scratch, lengths) | {"model": str(model.resolve())}
+        yield Workplace(scratch, job, options.cores)
+
+
+def pairs_needed(options: argparse.Namespace) -> int:
+    """Return how many pairs training and validation take."""
+    steps = options.warmup + options.steps + (PROFILED_STEPS if options.profile else 0)
+    return steps * options.batch * options.accumulate + options.validation_pairs
+
+
+def write_base(folder: Path, options: argparse.Namespace) -> None:
+    """Write a model with its tokenizer."""
+    settings = (options.vocabulary, options.dtype, options.device, options.seed)
+    write_model(folder, sizes_of(options.model), *settings)
+    write_tokenizer(folder, options.vocabulary)
 
 
 def _lengths(options: argparse.Namespace, count: int) -> list[Lengths]:
@@ -136,7 +155,6 @@ def _job(options: argparse.Namespace, scratch: Path, lengths: list[Lengths]) -> 
     return {
         **{name: getattr(options, name) for name in names},
         **{name: str(scratch / path) for name, path in paths.items()},
-        "model": str(scratch / "model"),
         "max_length": max(pair.prompt + max(pair.chosen, pair.rejected) for pair in lengths),
         "without": None,
     }
@@ -146,12 +164,16 @@ def _compare_once(place: Workplace, allocator: str) -> dict[str, Any]:
     """Run ours, then TRL on the same pairs in each step, then the floor."""
     ours = place.run("ours", allocator)
     trl = place.run("trl", allocator, train=in_order(place, ours))
-    order = ours["order"][place.job["warmup"] * place.job["accumulate"] :]
-    measured = order[: place.job["steps"] * place.job["accumulate"]]
-    micro_batches = [[ours["lengths"][index] for index in batch] for batch in measured]
-    floor = place.run("floor", allocator, micro_batches=micro_batches)
-    _check_pairs(ours, trl, place.job["batch"] * place.job["accumulate"])
+    floor = place.run("floor", allocator, micro_batches=measured_lengths(place, ours))
+    check_pairs(ours, trl, place.job["batch"] * place.job["accumulate"])
     return {"ours": ours, "trl": trl, "floor": floor}
+
+
+def measured_lengths(place: Workplace, ours: dict[str, Any]) -> list[list[list[int]]]:
+    """Return the lengths of the pairs in each of our micro-batches that were measured."""
+    accumulate = place.job["accumulate"]
+    order = ours["order"][place.job["warmup"] * accumulate :][: place.job["steps"] * accumulate]
+    return [[ours["lengths"][index] for index in batch] for batch in order]
 
 
 def _ablate_once(place: Workplace, allocator: str) -> dict[str, Any]:
@@ -179,7 +201,7 @@ def in_order(place: Workplace, ours: dict[str, Any]) -> str:
     return str(file)
 
 
-def _check_pairs(ours: dict[str, Any], trl: dict[str, Any], step: int) -> None:
+def check_pairs(ours: dict[str, Any], trl: dict[str, Any], step: int) -> None:
     """Stop unless both sides took the same tokens in every step."""
     mine = [ours["train_pairs"][index] for batch in ours["order"] for index in batch]
     for start in range(0, len(mine), step):

@@ -52,6 +52,9 @@ def print_comparison(found: dict[str, Any]) -> None:
             text = "{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio)
             verdict = _verdict(ratio["median"], wanted.get(figure.removesuffix("_mb")))
             print(f"  {title:34} {_rows(sides)} {text:>26}{verdict}")
+        steps = found["settings"]["steps"]
+        faults = (summary[side]["page_faults"]["median"] / steps for side in ("trl", "ours"))
+        print(f"  {'pages asked of the system, a step':34} {_rows(faults)}")
         over = found["step_over_matrix_products"][allocator]
         milliseconds = 1e3 * summary["ours"]["step_seconds"]["median"]
         text = "{median:.2f} ({min:.2f} to {max:.2f})".format(**over)

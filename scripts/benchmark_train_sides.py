@@ -60,11 +60,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 def _data_module(job: dict[str, Any]) -> Any:
     from orpo_lightning import PreferenceDataModule
 
-    settings = {}
-    if "layout" in inspect.signature(PreferenceDataModule).parameters:
-        settings["layout"] = "padded" if job["without"] == "layout" else "auto"
-    elif job["without"] == "layout":
-        raise SystemExit("there is no other layout than the padded one to be switched off")
+    has_layouts = "layout" in inspect.signature(PreferenceDataModule).parameters
+    settings = {"layout": "padded" if job["without"] == "layout" else "auto"} if has_layouts else {}
     return PreferenceDataModule(
         train=job["train"],
         validation=job["validation"],
@@ -274,7 +271,14 @@ def floor(job: dict[str, Any]) -> dict[str, Any]:
     return measure(job["micro_batches"], config, job["lora_r"], getattr(torch, job["dtype"]), job["device"])
 
 
-SIDES = {"ours": ours, "trl": trl, "floor": floor}
+def peak(job: dict[str, Any]) -> dict[str, float]:
+    """Time large matrix products."""
+    from benchmark_floor import peak_flops
+
+    return peak_flops(getattr(torch, job["dtype"]), job["device"], job["size"])
+
+
+SIDES = {"ours": ours, "trl": trl, "floor": floor, "peak": peak}
 
 
 def main() -> None:
