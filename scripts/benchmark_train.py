@@ -17,9 +17,7 @@ from benchmark_inputs import (
     draw_lengths,
     read_lengths,
     sizes_of,
-    write_model,
     write_pairs,
-    write_tokenizer,
 )
 from benchmark_process import machine, run_fresh
 from benchmark_report import share_of_others, write_json
@@ -27,7 +25,8 @@ from benchmark_train_figures import ABLATIONS, ablation, comparison
 from benchmark_train_report import paint, print_ablation, print_comparison
 from benchmark_watch import PROFILED_STEPS
 
-CHILD = Path(__file__).with_name("benchmark_train_sides.py")
+_SIDES = Path(__file__).with_name("benchmark_train_sides.py")
+_BARE = Path(__file__).with_name("benchmark_bare_sides.py")
 _HUGE = str(1 << 40)
 ALLOCATORS = {
     # glibc maps a large tensor anew for every use of it and gives it back at once: on its default, TRL spends
@@ -63,15 +62,16 @@ class Workplace(NamedTuple):
     def run(
         self, side: str, allocator: str = "neutral", limit_s: float | None = None, **changes: Any
     ) -> dict[str, Any]:
-        """Run one side in a fresh process."""
+        """Run one side, or what a benchmark needs besides, in a fresh process."""
         job = self.job | {"side": side} | changes
         on_gpu = job["device"] == "cuda"
+        child = _SIDES if side in ("ours", "trl") else _BARE
         print(f"  {side}{' without ' + job['without'] if job['without'] else ''} ...", end=" ", flush=True)
         settings = ALLOCATORS[allocator]
         how = {"settings": settings, "on_gpu": on_gpu, "limit_s": limit_s}
-        found = run_fresh(CHILD, job, self.scratch, self.cores, **how)
+        found = run_fresh(child, job, self.scratch, self.cores, **how)
         shutil.rmtree(self.scratch / "cache", ignore_errors=True)  # so that every start is a first one
-        print(f"{found['seconds']:.1f} s", flush=True)
+        print(f"{found['seconds']:.1f} s" if "seconds" in found else "done", flush=True)
         return found | _rates(found, job) if "losses" in found else found
 
 
@@ -81,8 +81,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SystemExit: a side failed, or the sides did not do the same work.
     """
-    options.out.mkdir(parents=True, exist_ok=True)
     with workplace(options) as place:
+        facts = machine(options.cores) | ({"gpu": place.run("facts")} if options.device == "cuda" else {})
         runs: dict[str, list[dict[str, Any]]] = {}
         allocators = ["neutral"] if options.ablate else options.allocators.split(",")
         for allocator in allocators:
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"run {number + 1} of {options.runs}, {allocator} allocator", flush=True)
                 take = _ablate_once if options.ablate else _compare_once
                 runs[allocator].append(take(place, allocator))
-    found = _describe(options, runs) | (
+    found = _describe(options, runs, facts) | (
         ablation(runs) if options.ablate else comparison(runs, options.accumulate)
     )
     name = "ablation" if options.ablate else "train"
@@ -114,32 +114,27 @@ def workplace(
     Args:
         options: of the command line.
         lengths: of the pairs, `pairs_needed` of them; those that the options ask for where left out.
-        model: a folder that `write_base` wrote; one is written where left out.
+        model: a folder with one that was written before; one is written where left out.
     """
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes_of(options.model)  # refuses what is none
     pairs = pairs_needed(options) - options.validation_pairs
     lengths = lengths or _lengths(options, pairs + options.validation_pairs)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=options.out) as name:
         scratch = Path(name).resolve()
-        if model is None:
-            model = scratch / "model"
-            write_base(model, options)
         for file, part in (("train", lengths[:pairs]), ("validation", lengths[pairs:])):
             write_pairs(scratch / f"{file}.jsonl", part, options.vocabulary, options.seed + len(file))
-        job = _job(options, scratch, lengths) | {"model": str(model.resolve())}
-        yield Workplace(scratch, job, options.cores)
+        job = _job(options, scratch, lengths) | {"model": str((model or scratch / "model").resolve())}
+        place = Workplace(scratch, job, options.cores)
+        if not Path(job["model"]).is_dir():
+            place.run("base")
+        yield place
 
 
 def pairs_needed(options: argparse.Namespace) -> int:
     """Return how many pairs training and validation take."""
     steps = options.warmup + options.steps + (PROFILED_STEPS if options.profile else 0)
     return steps * options.batch * options.accumulate + options.validation_pairs
-
-
-def write_base(folder: Path, options: argparse.Namespace) -> None:
-    """Write a model with its tokenizer."""
-    settings = (options.vocabulary, options.dtype, options.device, options.seed)
-    write_model(folder, sizes_of(options.model), *settings)
-    write_tokenizer(folder, options.vocabulary)
 
 
 def _lengths(options: argparse.Namespace, count: int) -> list[Lengths]:
@@ -150,11 +145,12 @@ def _lengths(options: argparse.Namespace, count: int) -> list[Lengths]:
 
 def _job(options: argparse.Namespace, scratch: Path, lengths: list[Lengths]) -> dict[str, Any]:
     names = ("batch", "accumulate", "validation_batch", "warmup", "steps", "dropout", "lora_r", "dtype")
-    names += ("quantization", "gradient_checkpointing", "device", "seed", "profile")
+    names += ("quantization", "gradient_checkpointing", "device", "seed", "profile", "vocabulary")
     paths = {"train": "train.jsonl", "validation": "validation.jsonl", "cache": "cache", "scratch": "trainer"}
     return {
         **{name: getattr(options, name) for name in names},
         **{name: str(scratch / path) for name, path in paths.items()},
+        "sizes": options.model,
         "max_length": max(pair.prompt + max(pair.chosen, pair.rejected) for pair in lengths),
         "without": None,
     }
@@ -226,7 +222,9 @@ def _rates(found: dict[str, Any], job: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _describe(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _describe(
+    options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], facts: dict[str, Any]
+) -> dict[str, Any]:
     hidden = ("out", "tokenizer", "benchmark", "curve", "runs", "ablate")
     settings = {name: value for name, value in vars(options).items() if name not in hidden}
     settings["lengths"] = Path(options.lengths).name
@@ -235,7 +233,7 @@ def _describe(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]
     ]
     return {
         "benchmark": "train, each idea switched off alone" if options.ablate else "train",
-        "machine": machine(options.cores) | ({"gpu": gpu()} if options.device == "cuda" else {}),
+        "machine": facts,
         "settings": settings | {"runs": options.runs, "tokens_per_pair": _tokens_per_pair(runs)},
         "share_of_cores_taken_by_others": share_of_others(results, options.cores),
         "notes": NOTES,
@@ -245,16 +243,3 @@ def _describe(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]
 def _tokens_per_pair(runs: dict[str, list[dict[str, Any]]]) -> float:
     lengths = next(iter(runs.values()))[0]["ours"]["lengths"]
     return round(sum(map(sum, lengths)) / len(lengths), 1)
-
-
-def gpu() -> dict[str, Any]:
-    """Return what a figure depends on besides the code, of the GPU."""
-    import torch
-
-    facts = torch.cuda.get_device_properties(0)
-    return {
-        "name": facts.name,
-        "capability": f"{facts.major}.{facts.minor}",
-        "memory_gb": round(facts.total_memory / 1e9, 1),
-        "cuda": torch.version.cuda,
-    }

@@ -24,7 +24,6 @@ AXES: dict[str, tuple[float, ...]] = {
 
 def curve(options: argparse.Namespace) -> None:
     """Run both sides once at every point; print and write the ratios."""
-    options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "benchmark": "train, scaling",
         "machine": machine(options.cores),

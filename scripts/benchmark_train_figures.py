@@ -11,7 +11,7 @@ ABLATIONS = ("layout", "head", "sampler")
 """What can be switched off alone."""
 # Means over pairs: the same however a step is split. The NLL is one over the tokens of a step here, and a
 # mean of its micro-batches' means in TRL.
-_PAIRED = tuple(name for name in COMPARED if name not in ("loss", "nll_loss"))
+PAIRED = tuple(name for name in COMPARED if name not in ("loss", "nll_loss"))
 _RATIO_NAMES = {
     "train_pairs_per_second": "train_pairs_per_second",
     "validation_pairs_per_second": "validation_pairs_per_second",
@@ -34,7 +34,7 @@ def comparison(runs: dict[str, list[dict[str, Any]]], accumulate: int) -> dict[s
         found.setdefault("step_over_matrix_products", {})[allocator] = spread(over_floor)
     first = next(iter(runs.values()))[0]
     return found | {
-        "equal_work": equal_work(first["ours"], first["trl"], COMPARED if accumulate == 1 else _PAIRED),
+        "equal_work": equal_work(first["ours"], first["trl"], COMPARED if accumulate == 1 else PAIRED),
         "layout": first["ours"]["layout"],
         "summary": {allocator: summarise(taken) for allocator, taken in runs.items()},
         "runs": {allocator: [_short(run) for run in taken] for allocator, taken in runs.items()},
@@ -72,7 +72,7 @@ def equal_work(
     }
     ends = ([one["validation_losses"]], [other["validation_losses"]])
     # The NLL of a whole validation is a mean over tokens here, and a mean of batches there.
-    return found | {"validation": max(largest_difference(*ends, name) for name in _PAIRED)}
+    return found | {"validation": max(largest_difference(*ends, name) for name in PAIRED)}
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:

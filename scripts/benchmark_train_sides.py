@@ -262,23 +262,7 @@ def _hash(*parts: list[int]) -> str:
     return blake2b(json.dumps([list(part) for part in parts]).encode(), digest_size=8).hexdigest()
 
 
-def floor(job: dict[str, Any]) -> dict[str, Any]:
-    """Time the matrix products of the measured steps alone."""
-    from benchmark_floor import measure
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(job["model"])
-    return measure(job["micro_batches"], config, job["lora_r"], getattr(torch, job["dtype"]), job["device"])
-
-
-def peak(job: dict[str, Any]) -> dict[str, float]:
-    """Time large matrix products."""
-    from benchmark_floor import peak_flops
-
-    return peak_flops(getattr(torch, job["dtype"]), job["device"], job["size"])
-
-
-SIDES = {"ours": ours, "trl": trl, "floor": floor, "peak": peak}
+SIDES = {"ours": ours, "trl": trl}
 
 
 def main() -> None:

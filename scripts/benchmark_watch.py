@@ -18,6 +18,7 @@ from benchmark_process import (
     minor_faults,
     peak_memory,
 )
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 BETA = 0.1
@@ -117,12 +118,17 @@ class Watch:
 
 
 def largest_kernels(events: Any) -> list[dict[str, Any]]:
-    """Return the operations that took the most time of their own: on the GPU where there was one."""
-    by_time = {id(event): event.self_device_time_total for event in events}
-    if not any(by_time.values()):
+    """Return what took the most time of its own: kernels where there was a GPU, else operations."""
+    # An operation's device time is that of the kernels it started, which stand there themselves.
+    kernels = [
+        event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    if kernels:
+        by_time = {id(event): event.self_device_time_total for event in kernels}
+    else:
         by_time = {id(event): event.self_cpu_time_total for event in events}
     total = sum(by_time.values()) or 1
-    first = sorted(events, key=lambda event: -by_time[id(event)])[:_KERNELS]
+    first = sorted(kernels or events, key=lambda event: -by_time[id(event)])[:_KERNELS]
     return [
         {
             "name": event.key[:100],
