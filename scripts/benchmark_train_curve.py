@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark_inputs import draw_lengths
 from benchmark_process import machine
-from benchmark_report import header, write_json
+from benchmark_report import disturbed, header, share_of_others, write_json
 from benchmark_train import in_order, workplace
 from benchmark_train_report import paint_curve
 from benchmark_watch import COMPARED, largest_difference
@@ -30,9 +30,12 @@ def curve(options: argparse.Namespace) -> None:
         "settings": {"model": options.model, "steps": options.steps, "dtype": options.dtype},
         "curve": {axis: [_point(options, axis, value) for value in values] for axis, values in AXES.items()},
     }
+    points = [point for axis in found["curve"].values() for point in axis]
     write_json(options.out / "curve.json", found)
     paint_curve(found, options.out / "curve.png")
     print("\n" + header(found))
+    if warning := disturbed(max(point["share_of_cores_taken_by_others"] for point in points)):
+        print(warning)
     for axis, points in found["curve"].items():
         print(f"{axis:24} " + "  ".join(f"{point['value']:g}: {point['ratio']:.2f}x" for point in points))
 
@@ -58,4 +61,6 @@ def _point(options: argparse.Namespace, axis: str, value: float) -> dict[str, fl
         trl = place.run("trl", train=in_order(place, ours))
     speeds = {side: each["train_pairs_per_second"] for side, each in (("ours", ours), ("trl", trl))}
     gap = max(largest_difference(ours["losses"][:1], trl["losses"][:1], name) for name in COMPARED)
-    return {"value": value, **speeds, "ratio": speeds["ours"] / speeds["trl"], "losses_differ": gap}
+    share = share_of_others([ours, trl], options.cores)
+    figures = {"ratio": speeds["ours"] / speeds["trl"], "losses_differ": gap}
+    return {"value": value, **speeds, **figures, "share_of_cores_taken_by_others": share}
