@@ -68,7 +68,9 @@ def save_model(folder: Path, family: str, **sizes: Any) -> str:
     return str(folder)
 
 
-def measure(base: str, lengths: tuple[int, int, int, int], *, precision: str = "32-true", **settings: Any) -> StepPeak:
+def measure(
+    base: str, lengths: tuple[int, int, int, int], *, precision: str = "32-true", **settings: Any
+) -> StepPeak:
     """Train two steps on a batch of (pairs, prompt, chosen, rejected) and return the peak of the second."""
     pairs, prompt, chosen, rejected = lengths
     pair = TokenizedPair([1] * prompt, [2] * chosen, [3] * rejected)

@@ -64,7 +64,7 @@ def test_version_is_that_of_the_package() -> None:
     ("words", "line"),
     [
         (["ftt"], "error: unknown subcommand 'ftt': did you mean fit?"),
-        (["train"], "error: unknown subcommand 'train': expected fit, validate, test or inspect"),
+        (["train"], "error: unknown subcommand 'train': expected fit, validate, test, inspect or plan"),
         ([], "error: expected a subcommand: fit, validate, test or inspect (see --help)"),
     ],
 )

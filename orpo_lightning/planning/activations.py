@@ -9,8 +9,8 @@ number), is what these operations need in the backward pass:
                      out, each adapted projection has a copy of its own; and the mask of the dropout
     LoRA's B         its input (c r)
     attention        queries, keys, values after the rotation, and its output (c(2Q + 2K)), the log-sum-exp
-                     (4 for each head), the mask as numbers where there is one. With a mask, keys and values are
-                     repeated for every query head first (4Q instead of 2Q + 2K)
+                     (4 for each head), the mask as numbers where there is one. With a mask, keys and values
+                     are repeated for every query head first (4Q instead of 2Q + 2K)
     activation       its input (cI)
     gate             both factors (2cI)
 
@@ -126,7 +126,9 @@ def _reading(count: int, training: Training, place: Place) -> _Reading:
     # A norm gives what the stream between layers has, attention and MLP what matrix products give.
     given = training.weight_bytes if place.endswith("_in") else training.compute_bytes
     if not training.lora_r:
-        return _Reading(count if given != training.compute_bytes else 0, training.compute_bytes, 0, cast=False)
+        return _Reading(
+            count if given != training.compute_bytes else 0, training.compute_bytes, 0, cast=False
+        )
     quantised_on_gpu = training.quantization != "none" and training.device == "cuda" and training.autocast
     cast = given < _FP32 and not quantised_on_gpu
     read = _FP32 if cast else given
@@ -168,7 +170,7 @@ def _kept_in_mlp(layer: Layer, training: Training) -> int:
 
 
 def _cast_weights(layer: Layer, training: Training) -> int:
-    """Return the bytes of frozen fp32 weights that autocast casts anew for each product, and autograd keeps."""
+    """Return the bytes of frozen fp32 weights that autocast casts for each product, and autograd keeps."""
     casts = training.autocast and training.lora_r and training.quantization == "none"
     if not casts or training.weight_bytes == training.compute_bytes:
         return 0
@@ -228,7 +230,7 @@ def _wide(layer: Layer, batch: Batch) -> int:
 
 
 def _attention_backward(layer: Layer, training: Training, batch: Batch) -> int:
-    """Return the bytes of the gradients of whole matrices of attention weights, less the MLP's, free by then."""
+    """Return the bytes of gradients of whole attention matrices, less what the MLP kept, free by then."""
     if training.attention != "eager":
         return 0
     weights = layer.heads * batch.rows * batch.width**2

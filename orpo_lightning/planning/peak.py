@@ -15,8 +15,8 @@ from orpo_lightning.planning import activations, weights
 from orpo_lightning.planning.base import Batch, Model, Training
 
 _FP32 = 4
-# Tensors as large as a chunk of logits, all fp32: the logits, less their log-sum-exp, the exponential of that,
-# and its product with the gradient.
+# Tensors as large as a chunk of logits, all fp32: the logits, less their log-sum-exp, the exponential of
+# that, and its product with the gradient.
 _LOGITS = 4
 # What a fragmented allocator loses, of what comes and goes in a step: assumed, stated as a line of its own.
 FRAGMENTATION = 0.05
@@ -119,7 +119,8 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
         jacobian = batch.targets * model.hidden * training.weight_bytes
         yield "head", forward._replace(head=states + jacobian + (_LOGITS + model.softcap) * logits)
         return
-    yield "head", forward._replace(head=states + 2 * logits)
+    as_given = logits * training.compute_bytes // _FP32 if training.compute_bytes < _FP32 else 0
+    yield "head", forward._replace(head=states + logits + as_given)
     # The gradient of a chunk beside the sum over the chunks before it.
     own = 2 * model.vocabulary * model.hidden * training.compute_bytes
     gradients = weights.gradients_above(model, training, len(model.layers))
@@ -142,7 +143,7 @@ def _keep(parts: Parts, model: Model, training: Training, batch: Batch, number: 
 
 
 def _at_work(parts: Parts, model: Model, training: Training, batch: Batch, number: int) -> Parts:
-    """Add what a layer has in its backward pass: all it keeps, its input where recomputed, and a moment's need."""
+    """Add what a layer has in its backward pass: what it keeps, its input, and what a moment needs."""
     layer = model.layers[number]
     recomputed = number < training.recomputed
     found = _add(parts, activations.kept(layer, training, batch, first=number == 0 and not recomputed))

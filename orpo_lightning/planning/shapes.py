@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from orpo_lightning.errors import UsageError, first_line
 from orpo_lightning.planning.base import Layer, Linear, Model, Place
 
 
-def read_model(config: PretrainedConfig, targets: Sequence[str] | str, *, trust_remote_code: bool = False) -> Model:
-    """Return the shape of a config's model; nothing is downloaded but code that is trusted, nothing allocated.
+def read_model(
+    config: PretrainedConfig, targets: Sequence[str] | str, *, trust_remote_code: bool = False
+) -> Model:
+    """Return the shape of a config's model, for which nothing is allocated, nor downloaded but trusted code.
 
     Args:
         config: of a decoder-only language model.
@@ -30,9 +32,7 @@ def read_model(config: PretrainedConfig, targets: Sequence[str] | str, *, trust_
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is None or head.weight is embedding.weight
     name, blocks = _blocks(model)
-    layers = tuple(
-        _layer(f"{name}.{number}", block, text, targets) for number, block in enumerate(blocks)
-    )
+    layers = tuple(_layer(f"{name}.{number}", block, text, targets) for number, block in enumerate(blocks))
     total = sum(parameter.numel() for parameter in model.parameters())
     in_layers = sum(parameter.numel() for parameter in blocks.parameters())
     embedding_weights, head_weights = embedding.weight.numel(), 0 if tied else head.weight.numel()
@@ -72,7 +72,9 @@ def is_target(name: str, targets: Sequence[str] | str) -> bool:
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the decoder layers: the longest list of modules that is not inside another."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    outer = [(name, one) for name, one in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    outer = [
+        (name, one) for name, one in lists if not any(name.startswith(f"{other}.") for other, _ in lists)
+    ]
     if not outer:
         raise UsageError(f"model.base_model: found no list of layers in {type(model).__name__}")
     return max(outer, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
@@ -117,12 +119,13 @@ def _sizes(module: Any) -> tuple[int, int]:
 
 
 def _places(paths: list[str]) -> dict[str, Place]:
-    """Tell from the order of registration, which every architecture keeps: in attention and MLP the last one leads out."""
+    """Tell from the order that all architectures keep: in attention and MLP the last one leads out."""
     attention = [path for path in paths if _in_attention(path)]
     mlp = [path for path in paths if path not in attention]
     places: dict[str, Place] = {}
-    places |= dict.fromkeys(attention[:-1], "attention_in") | dict.fromkeys(attention[-1:], "attention_out")
-    return places | dict.fromkeys(mlp[:-1], "mlp_in") | dict.fromkeys(mlp[-1:], "mlp_out")
+    for names, inner, last in ((attention, "attention_in", "attention_out"), (mlp, "mlp_in", "mlp_out")):
+        places |= {name: cast("Place", last if name == names[-1] else inner) for name in names}
+    return places
 
 
 def _mlp_width(block: nn.Module, linears: tuple[Linear, ...]) -> int:

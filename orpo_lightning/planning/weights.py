@@ -8,7 +8,7 @@ from math import ceil
 from orpo_lightning.planning.base import Layer, Linear, Model, Training
 
 _FP32 = 4
-# NF4: half a byte a weight, one byte a block of 64 (the scale), four a block of 256 scales; two tables a matrix.
+# NF4: half a byte a weight, one byte a block of 64 (its scale), four a block of 256 scales; two tables.
 _BLOCK, _SCALES = 64, 256
 _TABLES = _FP32 * (16 + 256 + 1)
 # bitsandbytes keeps the state of smaller tensors in fp32.
@@ -18,7 +18,14 @@ _STATES = {
     "AdamW": 8, "Adam": 8, "NAdam": 8, "RAdam": 8, "Adamax": 8, "PagedAdamW": 8, "PagedAdamW32bit": 8,
     "AdamW32bit": 8, "Lion": 4, "PagedLion": 4, "RMSprop": 4, "Adagrad": 4, "Adafactor": 0,
 }  # fmt: skip
-_EIGHT_BIT = {"AdamW8bit": 2, "PagedAdamW8bit": 2, "Adam8bit": 2, "PagedAdam8bit": 2, "Lion8bit": 1, "PagedLion8bit": 1}
+_EIGHT_BIT = {
+    "AdamW8bit": 2,
+    "PagedAdamW8bit": 2,
+    "Adam8bit": 2,
+    "PagedAdam8bit": 2,
+    "Lion8bit": 1,
+    "PagedLion8bit": 1,
+}
 
 
 def is_known(optimizer: str) -> bool:
