@@ -137,5 +137,7 @@ def _notes(base: Any, model: Any, settings: dict[str, Any]) -> list[str]:
     if not all(any(m.place == "attention_out" for m in layer.linears) for layer in model.layers):
         notes.append("Some layers have no attention; what they keep is not counted in full.")
     if any(layer.experts > 1 for layer in model.layers):
-        notes.append("Of mixtures of experts the fused weights stay unquantised and have no LoRA.")
+        notes.append(
+            "Fused experts are planned unquantised; LoRA on them (lora_targets all-linear) is not counted."
+        )
     return notes

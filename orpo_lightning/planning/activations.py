@@ -94,12 +94,15 @@ def _kept_inputs(layer: Layer, training: Training, first: bool) -> int:
             continue
         width = matrices[0].inputs
         how = _reading(len(matrices), training, place)
-        shared = place == "attention_out" and how.copies == 0  # attention keeps its output anyway
+        # A fused kernel keeps its output anyway; the products of eager attention do not.
+        shared = place == "attention_out" and how.copies == 0 and training.attention != "eager"
         copies = how.copies or (0 if shared else 1)
         mask = 0 if first and place == "attention_in" else how.mask
         total += width * (copies * how.item + mask)
     if training.quantization == "int8":
-        total += kept_by_int8(layer, training) if _copies_everything(training) else 0
+        # Beside the copies that LoRA has; attention's output is kept by attention.
+        own = kept_by_int8(layer, training) - training.compute_bytes * layer.query_width
+        total += own if _copies_everything(training) else 0
     adapted = [matrix for matrix in layer.linears if matrix.adapted and training.lora_r]
     total += len(adapted) * training.lora_r * training.adapter_bytes
     if training.dora:  # the product of the base and LoRA's own: each is scaled by a trained magnitude
@@ -153,7 +156,7 @@ def attention_kept(layer: Layer, training: Training, batch: Batch) -> int:
     if training.attention == "eager":
         # The softmax's result in fp32 and, where that is another one, its cast; what bends the scores.
         weights = layer.heads * squares * (_FP32 + (item if item < _FP32 else 0) + item * layer.softcap)
-        return batch.tokens * item * (2 * query + 2 * query) + weights
+        return batch.tokens * item * 3 * query + weights
     if masked:
         return batch.tokens * item * 4 * query + squares * item + statistics
     return batch.tokens * item * (2 * query + 2 * key) + statistics
@@ -202,7 +205,19 @@ def _mlp_forward(layer: Layer, training: Training, batch: Batch) -> int:
         return training.compute_bytes * wide
     how = _reading(len(out), training, "mlp_out")
     copies = _FP32 * how.cast * (2 if training.dropout else 1)
-    return wide * (training.compute_bytes * (how.copies > 0) + copies)
+    dora = _dora_forward(layer, training, batch) if training.dora else 0
+    return dora + wide * (training.compute_bytes * (how.copies > 0) + copies)
+
+
+def _dora_forward(layer: Layer, training: Training, batch: Batch) -> int:
+    """Return the bytes of DoRA's weight norm, and of the results that it scales.
+
+    The whole update is had by way of an identity matrix, then come two sums as large.
+    """
+    out = next(matrix for matrix in layer.linears if matrix.place == "mlp_out")
+    written_out = out.weights if training.quantization != "none" else 0
+    dense = _FP32 * (max(out.inputs**2 + out.weights, 3 * out.weights) + written_out)
+    return dense + 3 * training.compute_bytes * batch.tokens * out.outputs
 
 
 def _mlp_backward(layer: Layer, training: Training, batch: Batch) -> int:

@@ -28,8 +28,8 @@ def work(model: Model, training: Training, batch: Batch) -> Work:
 
     A weight costs two operations a token forward and two for the gradient of its input; its own gradient two
     more, where it is trained; what is recomputed runs forward once more. The head runs over scored tokens
-    only: product and row Jacobian, each once. Attention: half of each square, since it is causal; two products
-    forward, five backward.
+    only: product and row Jacobian, each once. Attention: half of each square, since it is causal; two
+    products forward, five backward.
     """
     passes = 4 if training.lora_r else 6
     layers = attention = 0.0
