@@ -29,12 +29,18 @@ def test_the_counter_sees_what_lives_and_what_is_freed() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_plan_is_within_a_tenth_of_the_measured_peak(shape: str, checkpointing: bool) -> None:
+def test_the_plan_is_within_a_fiftieth_of_the_measured_peak(shape: str, checkpointing: bool) -> None:
     measured, planned = compare(SHAPES[shape], DROPOUT, checkpointing=checkpointing)
-    assert planned == pytest.approx(measured, rel=0.1)
+    assert planned == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("case", [case for case in WAYS if case is not DROPOUT], ids=lambda case: case.name)
+# Of ways that differ little one is enough here; docs/memory.md has them all.
+_ALIKE = ("LoRA with dropout, fp32", "LoRA, bf16-mixed", "NF4, fp32", "fp32 base, bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in WAYS if case.name not in _ALIKE], ids=lambda case: case.name
+)
 def test_so_it_is_for_every_way_to_train_with_recomputed_layers(case: Case) -> None:
     measured, planned = compare(SHAPES["square"], case, checkpointing=True)
     assert planned == pytest.approx(measured, rel=0.1)

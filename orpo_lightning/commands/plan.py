@@ -121,7 +121,6 @@ def subject_of(config: Any) -> Subject:
         # Where the layout is chosen at the start, plan for the one that needs more.
         layout="shared_prefix" if data.get("layout") == "shared_prefix" else "padded",
         steps=steps if steps > 0 else None,
-        devices=1,
         notes=tuple(_notes(base, model, settings)),
     )
 

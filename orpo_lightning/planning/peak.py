@@ -96,9 +96,9 @@ def moments(model: Model, training: Training, batch: Batch) -> Iterator[tuple[st
         attention=_shared_by_layers(model, training, batch),
         working=_merged_rows(model, training),
     )
-    layers = len(model.layers)
+    layers, gradients_before = len(model.layers), weights.gradients_before(model, training)
     for number in range(layers):
-        above = weights.gradients_above(model, training, number)
+        above = gradients_before[number]
         own = _at_work(below, model, training, batch, number)
         yield f"backward of layer {number + 1} of {layers}", own._replace(gradients=above, head=0)
         below = _keep(below, model, training, batch, number)
@@ -123,7 +123,7 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     yield "head", forward._replace(head=states + logits + as_given)
     # The gradient of a chunk beside the sum over the chunks before it.
     own = 2 * model.vocabulary * model.hidden * training.compute_bytes
-    gradients = weights.gradients_above(model, training, len(model.layers))
+    gradients = weights.gradients_before(model, training)[-1]
     yield (
         "backward of the head",
         parts._replace(head=states + own + (_LOGITS + model.softcap) * logits, gradients=gradients),

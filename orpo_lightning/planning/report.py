@@ -42,7 +42,6 @@ class Subject(NamedTuple):
         max_prompt_length: tokens of the longest prompt; None: as long as a sequence.
         layout: padded or shared_prefix.
         steps: optimizer steps; None where only the data could tell.
-        devices: that share the work.
         notes: what to say besides.
     """
 
@@ -57,7 +56,6 @@ class Subject(NamedTuple):
     max_prompt_length: int | None
     layout: str
     steps: int | None
-    devices: int
     notes: tuple[str, ...] = ()
 
     def batch(self, pairs: int, prompt: int = 1) -> Batch:

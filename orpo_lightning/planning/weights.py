@@ -113,15 +113,18 @@ def gradient_bytes(model: Model, training: Training) -> int:
     return _FP32 * trained_weights(model, training)
 
 
-def gradients_above(model: Model, training: Training, number: int) -> int:
-    """Return the bytes of the gradients that are there when layer `number`'s backward pass begins."""
+def gradients_before(model: Model, training: Training) -> list[int]:
+    """Return the bytes of gradients when each layer's backward pass begins, and last when the head's does."""
+    layers = len(model.layers)
     if training.accumulated:
-        return gradient_bytes(model, training)
+        return [gradient_bytes(model, training)] * (layers + 1)
     outside = list(trained_outside(model, training))
     if not training.lora_r and model.head_weights:
         outside.pop()  # the embedding's own comes last; one that is the head as well has its gradient first
-    inside = (shape for layer in model.layers[number + 1 :] for shape in trained_in(layer, training))
-    return _FP32 * sum(map(count, [*outside, *inside]))
+    found = [_FP32 * sum(map(count, outside))] * 2
+    for layer in reversed(model.layers[1:]):
+        found.append(found[-1] + _FP32 * sum(map(count, trained_in(layer, training))))
+    return found[::-1]
 
 
 def adapter_bytes(model: Model, training: Training) -> int:
