@@ -21,6 +21,7 @@ from orpo_lightning import runfolder
 from orpo_lightning.callbacks import (
     AdapterExport,
     BestCheckpoint,
+    MemoryReport,
     PlainProgress,
     ResumeCheckpoint,
     RunHeader,
@@ -196,7 +197,7 @@ class PreferenceCLI(LightningCLI):
             save_every = self._get(self.config, "save_every")
             callbacks += [ResumeCheckpoint(folder, save_every), BestCheckpoint(folder)]
         if isinstance(self.model, PreferenceModule):
-            callbacks.append(AdapterExport())
+            callbacks += [AdapterExport(), MemoryReport()]
         # A callback of the configuration stands instead of ours of its kind.
         return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 

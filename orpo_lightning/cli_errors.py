@@ -1,4 +1,4 @@
-"""What an exception means to the person at the terminal: an exit code and one line."""
+"""What an exception means to the person at the terminal: an exit code and one line (out of memory, a few)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import traceback
 
 from orpo_lightning import runfolder
-from orpo_lightning.errors import SurroundingsError, UsageError, UserError
+from orpo_lightning.errors import SurroundingsError, UsageError, UserError, is_out_of_memory
 
 _LONGEST = 600
 _DISK_AND_RIGHTS = {
@@ -42,6 +42,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted: --resume auto continues from the last checkpoint"
     if isinstance(error, UserError):
         return error.exit_code, one_line(str(error))
+    if is_out_of_memory(error):
+        # Notes of several lines: what was planned for the batch, and what would fit.
+        return SurroundingsError.exit_code, "\n".join(getattr(error, "__notes__", [])) or _MEMORY_HINT
     for family in (_environment_line, _usage_line):
         code, line = family(error)
         if line:
@@ -80,8 +83,6 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
     code = SurroundingsError.exit_code
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
-    if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
-        return code, _MEMORY_HINT
     if kinds & {"GatedRepoError"}:
         return code, f"access to this repository must be granted first (then `hf auth login`): {_first(text)}"
     if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}:

@@ -17,6 +17,8 @@ FLOORS = {
     "logps": 0,
     "batching": 0,
     "objectives": 0,
+    "planning": 0,
+    "planning.shapes": 1,
     "data": 1,
     "data.flags": 0,
     "data.left_out": 0,
