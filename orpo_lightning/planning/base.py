@@ -22,6 +22,17 @@ class Linear(NamedTuple):
         return self.inputs * self.outputs
 
 
+class Adapter(NamedTuple):
+    """LoRA on weights that are no linear layer: fused experts, a router."""
+
+    inputs: int
+    outputs: int
+    ranks: int
+    """Times LoRA's rank: once for each expert, more where an expert's matrices are fused."""
+    weights: int
+    """How many it is added to, all experts together."""
+
+
 class Layer(NamedTuple):
     """One decoder layer."""
 
@@ -44,6 +55,8 @@ class Layer(NamedTuple):
     """A token sees this many, its own included."""
     softcap: bool = False
     """Whether attention scores are bent."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA beside that of `linears`."""
 
     @property
     def query_width(self) -> int:

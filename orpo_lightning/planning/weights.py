@@ -81,6 +81,10 @@ def trained_in(layer: Layer, training: Training) -> Iterator[tuple[int, ...]]:
                 yield (matrix.outputs,)
     if not training.lora_r:
         yield (layer.other_weights,)
+        return
+    for adapter in layer.adapters:
+        yield adapter.ranks * training.lora_r, adapter.inputs
+        yield adapter.outputs, adapter.ranks * training.lora_r
 
 
 def trained(model: Model, training: Training) -> Iterator[tuple[int, ...]]:
