@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from orpo_lightning import PreferenceModule
 from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.shared_prefix import KEYWORD, lay_flat
 from orpo_lightning.modeling import SEVEN_PROJECTIONS
-from orpo_lightning.planning.base import Optimizer, padded
+from orpo_lightning.planning.base import Optimizer, padded, shared_prefix
 from orpo_lightning.planning.peak import Plan, plan
 from orpo_lightning.planning.settings import training_of
 from orpo_lightning.planning.shapes import read_model
@@ -59,6 +60,7 @@ class Case(NamedTuple):
     precision: str = "32-true"
     family: str = "llama"
     accumulate: int = 1
+    flat: bool = False
 
 
 WAYS = [
@@ -77,6 +79,10 @@ WAYS = [
     Case("all weights, bf16-mixed", {"lora_r": 0}, "bf16-mixed"),
     Case("Qwen3", {}, family="qwen3"),
     Case("Gemma 2", {"attention": "eager"}, family="gemma2"),
+]
+FLAT = [
+    Case("LoRA with dropout, fp32, shared prefixes", flat=True),
+    Case("LoRA, bf16-mixed, shared prefixes", {"lora_dropout": 0.0}, "bf16-mixed", flat=True),
 ]
 
 
@@ -114,7 +120,7 @@ def _living(trainer: Any, module: Any, batch: Any) -> Iterator[Tensor]:
     yield from module.buffers()
     for state in trainer.optimizers[0].state.values():
         yield from _tensors(state.values())
-    yield from _tensors([*batch.model_inputs.values(), *batch])
+    yield from _tensors([*batch.model_inputs.values(), *batch, *batch.model_inputs.get(KEYWORD, ())])
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -143,7 +149,8 @@ def save_model(folder: Path, family: str, shape: Shape) -> str:
 def measure(base: str, shape: Shape, case: Case, *, checkpointing: bool) -> StepPeak:
     """Train two steps and return the peak of the second."""
     pair = TokenizedPair([1] * shape.prompt, [2] * shape.chosen, [3] * shape.rejected)
-    batch = pad_pairs([pair] * shape.pairs, pad_id=0)
+    pairs = [pair] * shape.pairs
+    batch = lay_flat(pairs) if case.flat else pad_pairs(pairs, pad_id=0)
     module = PreferenceModule(base, gradient_checkpointing=checkpointing, **case.settings)
     callback = StepPeak(2 * case.accumulate - 1)
     trainer = make_trainer(
@@ -167,7 +174,8 @@ def planned(base: str, shape: Shape, case: Case, *, checkpointing: bool, device:
         **({"attention": "sdpa"} | given),
     )
     lengths = shape.pairs, shape.prompt, shape.chosen, shape.rejected
-    return plan(model, training, padded(*lengths, masked=shape.chosen != shape.rejected))
+    rows = padded(*lengths, masked=shape.chosen != shape.rejected)
+    return plan(model, training, shared_prefix(*lengths) if case.flat else rows)
 
 
 def compare(shape: Shape, case: Case, *, checkpointing: bool) -> tuple[int, int]:
@@ -178,10 +186,11 @@ def compare(shape: Shape, case: Case, *, checkpointing: bool) -> tuple[int, int]
         return found.peak, planned(base, shape, case, checkpointing=checkpointing).total
 
 
-def _rows() -> Iterator[tuple[str, str, int, int]]:
-    for name, shape in SHAPES.items():
-        for checkpointing in (False, True):
-            yield name, WAYS[1].name, *_both(shape, WAYS[1], checkpointing)
+def _rows() -> Iterator[tuple[Any, ...]]:
+    for case in (WAYS[1], *FLAT):
+        for name, shape in SHAPES.items():
+            for checkpointing in (False, True):
+                yield name, case.name, *_both(shape, case, checkpointing)
     for case in WAYS:
         for checkpointing in (False, True):
             yield "square", case.name, *_both(SHAPES["square"], case, checkpointing)

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 from live_memory import LiveMemory
-from peak_of_a_step import SHAPES, WAYS, Case, compare
+from peak_of_a_step import FLAT, SHAPES, WAYS, Case, compare
 
 LORA, DROPOUT = WAYS[0], WAYS[1]
 
@@ -51,6 +51,16 @@ def test_and_with_kept_ones(name: str) -> None:
     case = next(case for case in WAYS if case.name == name)
     measured, planned = compare(SHAPES["square"], case, checkpointing=False)
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", ["deep, padded", "long and wide"])
+@pytest.mark.parametrize("case", FLAT, ids=lambda case: case.name)
+def test_shared_prefixes_are_planned_within_a_fiftieth_too(
+    case: Case, shape: str, checkpointing: bool
+) -> None:
+    measured, planned = compare(SHAPES[shape], case, checkpointing=checkpointing)
+    assert planned == pytest.approx(measured, rel=0.02)
 
 
 def test_what_llama_keeps_follows_from_its_operations_to_a_hundredth() -> None:

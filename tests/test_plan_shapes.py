@@ -26,6 +26,7 @@ from orpo_lightning.planning.shapes import read_model
 def test_weights_and_trained_weights_are_those_of_the_real_model(family: str, targets: Any) -> None:
     real = tiny_model(family)
     shape = read_model(real.config, targets)
+    assert shape.unfit == ""
     assert shape.weights == sum(parameter.numel() for parameter in real.parameters())
     lora: dict[str, Any] = {"alpha": 8, "dropout": 0.0, "variant": "lora", "init": "default"}
     adapted = add_lora(real, r=4, targets=targets, **lora)

@@ -59,7 +59,8 @@ def sizes(batch: PairBatch) -> Batch:
 def facts_of(trainer: Any, module: Any, batch: Batch) -> Facts:
     """Return what is known of a run that is out of memory."""
     settings = module.hparams
-    model = read_model(module.model.config, settings["lora_targets"])
+    targets = settings["lora_targets"] if settings["lora_r"] else "all-linear"  # LoRA may be proposed
+    model = read_model(module.model.config, targets)
     name, budget = _device(module.device)
     optimizer = trainer.optimizers[0]
     training = training_of(

@@ -84,6 +84,8 @@ class Model(NamedTuple):
     adapted_head: bool = False
     softcap: bool = False
     """Whether logits are bent."""
+    unfit: str = ""
+    """Why prompts cannot be shared; empty where nothing that shows without a run speaks against it."""
 
     @property
     def weights(self) -> int:
@@ -140,6 +142,11 @@ class Training(NamedTuple):
     trained_rows: int = 0
     attention: str = "sdpa"
     device: str = "cuda"
+
+    @property
+    def lean(self) -> bool:
+        """Whether LoRA takes the lean path: not for DoRA, nor where its input has another dtype than it."""
+        return bool(self.lora_r) and not self.dora and (self.autocast or self.weight_bytes == 4)
 
     @property
     def adapter_bytes(self) -> int:

@@ -184,9 +184,12 @@ def _states_at_head(model: Model, training: Training, batch: Batch) -> int:
 
 
 def _copies(parts: Parts, model: Model, training: Training) -> Parts:
-    """Add autocast's copies of trained weights that no layer keeps: of recomputed layers, and outside."""
+    """Add autocast's copies of trained weights that no layer keeps: of recomputed layers, and outside.
+
+    Lean LoRA casts its matrices itself, and a recomputed layer does not keep them.
+    """
     extra = weights.cast_bytes(weights.trained_outside(model, training), training)
-    for layer in model.layers[: training.recomputed]:
+    for layer in () if training.lean else model.layers[: training.recomputed]:
         extra += weights.cast_bytes(weights.trained_in(layer, training), training)
     return parts._replace(casts=parts.casts + extra)
 

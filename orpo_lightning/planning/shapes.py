@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from orpo_lightning.errors import UsageError, first_line
+from orpo_lightning.layouts import unfit
 from orpo_lightning.modeling import add_lora
 from orpo_lightning.planning.base import Adapter, Layer, Linear, Model, Place
 
@@ -42,7 +43,7 @@ def read_model(
     in_layers = sum(parameter.numel() for parameter in blocks.parameters())
     embedding_weights, head_weights = embedding.weight.numel(), 0 if tied else head.weight.numel()
     head_name = next((n for n, module in model.named_modules() if module is head), "")
-    paths = [_linear_paths(block) for block in blocks]
+    paths, reason = [_linear_paths(block) for block in blocks], unfit(model)
     adapted = _adapted(model, targets)  # the last look: from here on there is LoRA in the model
     return Model(
         architecture=type(model).__name__,
@@ -57,6 +58,7 @@ def read_model(
         other_weights=total - in_layers - embedding_weights - head_weights,
         softcap=getattr(text, "final_logit_softcapping", None) is not None,
         adapted_head=head_name in adapted,
+        unfit=reason or "",
     )
 
 
@@ -77,7 +79,8 @@ def _adapted(model: Any, targets: Sequence[str] | str) -> dict[str, list[Adapter
         warnings.simplefilter("ignore")  # said when the real model gets its LoRA
         base = add_lora(model, r=1, targets=targets, **settings).get_base_model()
     found: dict[str, list[Adapter]] = {}
-    for path, module in base.named_modules():
+    modules: list[tuple[str, Any]] = list(base.named_modules())
+    for path, module in modules:
         if isinstance(module, LoraLayer) and "default" in module.lora_A:
             ranks, inputs = module.lora_A["default"].weight.shape
             outputs = module.lora_B["default"].weight.shape[0]
@@ -124,9 +127,7 @@ def _linear_paths(block: nn.Module) -> list[str]:
 def _layer(block: nn.Module, config: PretrainedConfig) -> Layer:
     paths = _linear_paths(block)
     places = _places(paths)
-    linears = tuple(
-        Linear(*_sizes(block.get_submodule(path)), places[path], adapted=False) for path in paths
-    )
+    linears = tuple(Linear(*_sizes(block.get_submodule(path)), places[path], adapted=False) for path in paths)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
