@@ -105,7 +105,7 @@ def subject_of(config: Any) -> Subject:
         "lora_variant": ours.lora_variant,
         "trained_rows": len(ours.trainable_tokens or []),
         "optimizer": optimizer_of(ours.optimizer),
-        "gradient_checkpointing": bool(ours.gradient_checkpointing),
+        "gradient_checkpointing": bool(ours.gradient_checkpointing),  # auto: all, for the largest batch
         "accumulate": trainer.get("accumulate_grad_batches", 1),
     }
     precision = trainer.get("precision")
@@ -121,6 +121,7 @@ def subject_of(config: Any) -> Subject:
         max_prompt_length=data.get("max_prompt_length"),
         layout=_layout(data, model),
         steps=steps if steps > 0 else None,
+        automatic=ours.gradient_checkpointing == "auto",
         notes=(*_layout_notes(data, model), *_notes(base, model, settings)),
     )
 

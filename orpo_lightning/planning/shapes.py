@@ -77,11 +77,11 @@ def _adapted(model: Any, targets: Sequence[str] | str) -> dict[str, list[Adapter
     settings: dict[str, Any] = {"alpha": 1, "dropout": 0.0, "variant": "lora", "init": "default"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the real model gets its LoRA
-        base = add_lora(model, r=1, targets=targets, **settings).get_base_model()
+        base: Any = add_lora(model, r=1, targets=targets, **settings).get_base_model()
     found: dict[str, list[Adapter]] = {}
-    modules: list[tuple[str, Any]] = list(base.named_modules())
-    for path, module in modules:
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
+    layers: list[tuple[str, Any]] = [(n, m) for n, m in base.named_modules() if isinstance(m, LoraLayer)]
+    for path, module in layers:
+        if "default" in module.lora_A:
             ranks, inputs = module.lora_A["default"].weight.shape
             outputs = module.lora_B["default"].weight.shape[0]
             # Two weights of one module are wrapped one around the other.
