@@ -249,6 +249,8 @@ class PreferenceModule(lightning.LightningModule):
         """Return the optimizer over named parameter groups, and a schedule stepped with it."""
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         optimizer = self.optimizer(parameter_groups(self.model, named))
+        if (check := getattr(optimizer, "check_trainer", None)) is not None:
+            check(self.trainer)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -278,7 +280,8 @@ class PreferenceModule(lightning.LightningModule):
         """Take the gradient's norm (before clipping) where the step will be logged."""
         if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
+            self._grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""

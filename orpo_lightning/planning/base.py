@@ -109,6 +109,16 @@ class Optimizer(NamedTuple):
     momentum: bool = True
     """Whether SGD keeps one."""
 
+    @property
+    def galore(self) -> bool:
+        """Whether matrices have low-rank moments."""
+        return self.name in ("GaLoreAdamW", "LayerwiseGaLoreAdamW")
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether each gradient is freed as soon as it is used."""
+        return self.name == "LayerwiseGaLoreAdamW"
+
 
 class Training(NamedTuple):
     """How a model is trained, as far as memory goes.

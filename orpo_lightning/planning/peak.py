@@ -101,6 +101,9 @@ def moments(model: Model, training: Training, batch: Batch) -> Iterator[tuple[st
         above = gradients_before[number]
         own = _at_work(below, model, training, batch, number)
         yield f"backward of layer {number + 1} of {layers}", own._replace(gradients=above, head=0)
+        if training.optimizer.layerwise:
+            kept = own._replace(gradients=above, head=0, working=below.working)
+            yield f"update of layer {number + 1} of {layers}", _updated(kept, model, training, number)
         below = _keep(below, model, training, batch, number)
     yield from _at_head(below, model, training, batch)
 
@@ -124,10 +127,20 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     # The gradient of a chunk beside the sum over the chunks before it.
     own = 2 * model.vocabulary * model.hidden * training.compute_bytes
     gradients = weights.gradients_before(model, training)[-1]
+    if training.optimizer.layerwise and model.head_weights:
+        update = weights.galore_update_bytes((model.vocabulary, model.hidden), model, training)
+        yield "update of the head", parts._replace(head=states, working=parts.working + update)
     yield (
         "backward of the head",
         parts._replace(head=states + own + (_LOGITS + model.softcap) * logits, gradients=gradients),
     )
+
+
+def _updated(parts: Parts, model: Model, training: Training, number: int) -> Parts:
+    """Add the update of a layer's largest weight, when what the layer keeps is still there."""
+    shapes = weights.trained_in(model.layers[number], training)
+    largest = max((weights.galore_update_bytes(shape, model, training) for shape in shapes), default=0)
+    return parts._replace(working=parts.working + largest)
 
 
 def _keep(parts: Parts, model: Model, training: Training, batch: Batch, number: int) -> Parts:
