@@ -61,8 +61,10 @@ class Case(NamedTuple):
     family: str = "llama"
     accumulate: int = 1
     flat: bool = False
+    optimizer: Optimizer = Optimizer("AdamW")
 
 
+GALORE, BY_LAYERS = Optimizer("GaLoreAdamW", rank=8), Optimizer("LayerwiseGaLoreAdamW", rank=8)
 WAYS = [
     Case("LoRA, fp32", {"lora_dropout": 0.0}),
     Case("LoRA with dropout, fp32"),
@@ -74,9 +76,12 @@ WAYS = [
     Case("LLM.int8()", {"quantization": "int8"}),
     Case("DoRA", {"lora_variant": "dora"}),
     Case("eager attention", {"attention": "eager"}),
-    Case("AdamW8bit, accumulated", {"optimizer": lambda g: bitsandbytes.optim.AdamW8bit(g)}, accumulate=2),
+    Case("AdamW8bit, accumulated", accumulate=2, optimizer=Optimizer("AdamW8bit")),
     Case("all weights, fp32", {"lora_r": 0}),
     Case("all weights, bf16-mixed", {"lora_r": 0}, "bf16-mixed"),
+    Case("GaLore, fp32", {"lora_r": 0}, optimizer=GALORE),
+    Case("GaLore by layers, fp32", {"lora_r": 0}, optimizer=BY_LAYERS),
+    Case("GaLore by layers, bf16-mixed", {"lora_r": 0}, "bf16-mixed", optimizer=BY_LAYERS),
     Case("Qwen3", {}, family="qwen3"),
     Case("Gemma 2", {"attention": "eager"}, family="gemma2"),
 ]
@@ -120,6 +125,7 @@ def _living(trainer: Any, module: Any, batch: Any) -> Iterator[Tensor]:
     yield from module.buffers()
     for state in trainer.optimizers[0].state.values():
         yield from _tensors(state.values())
+        yield from _tensors([getattr(state.get("projector"), "ortho_matrix", None)])
     yield from _tensors([*batch.model_inputs.values(), *batch, *batch.model_inputs.get(KEYWORD, ())])
 
 
@@ -146,12 +152,24 @@ def save_model(folder: Path, family: str, shape: Shape) -> str:
     return str(folder)
 
 
+def _made(optimizer: Optimizer, groups: Any) -> torch.optim.Optimizer:
+    if optimizer.galore:
+        from orpo_lightning import galore
+
+        # A new projection at every step: the step that is measured makes one too.
+        return getattr(galore, optimizer.name)(groups, rank=optimizer.rank, update_proj_gap=1)
+    if optimizer.name == "AdamW8bit":
+        return bitsandbytes.optim.AdamW8bit(groups)
+    return torch.optim.AdamW(groups, lr=5e-5, weight_decay=0.0)
+
+
 def measure(base: str, shape: Shape, case: Case, *, checkpointing: bool) -> StepPeak:
     """Train two steps and return the peak of the second."""
     pair = TokenizedPair([1] * shape.prompt, [2] * shape.chosen, [3] * shape.rejected)
     pairs = [pair] * shape.pairs
     batch = lay_flat(pairs) if case.flat else pad_pairs(pairs, pad_id=0)
-    module = PreferenceModule(base, gradient_checkpointing=checkpointing, **case.settings)
+    settings = case.settings | {"gradient_checkpointing": checkpointing}
+    module = PreferenceModule(base, optimizer=lambda groups: _made(case.optimizer, groups), **settings)
     callback = StepPeak(2 * case.accumulate - 1)
     trainer = make_trainer(
         precision=case.precision, callbacks=[callback], accumulate_grad_batches=case.accumulate
@@ -163,15 +181,14 @@ def measure(base: str, shape: Shape, case: Case, *, checkpointing: bool) -> Step
 def planned(base: str, shape: Shape, case: Case, *, checkpointing: bool, device: str = "cpu") -> Plan:
     """Return the plan of the same step."""
     model = read_model(AutoConfig.from_pretrained(base), SEVEN_PROJECTIONS)
-    given = {name: value for name, value in case.settings.items() if name != "optimizer"}
     training = training_of(
         precision=case.precision,
         gradient_checkpointing=checkpointing,
         layers=len(model.layers),
         accumulate=case.accumulate,
-        optimizer=Optimizer("AdamW8bit" if "optimizer" in case.settings else "AdamW"),
+        optimizer=case.optimizer,
         device=device,
-        **({"attention": "sdpa"} | given),
+        **({"attention": "sdpa"} | case.settings),
     )
     lengths = shape.pairs, shape.prompt, shape.chosen, shape.rejected
     rows = padded(*lengths, masked=shape.chosen != shape.rejected)
