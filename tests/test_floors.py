@@ -15,6 +15,8 @@ FLOORS = {
     "adapter_state": 0,
     "hardware": 0,
     "logps": 0,
+    "intervals": 0,
+    "base_logps": 1,
     "batching": 0,
     "objectives": 0,
     "data": 1,
@@ -90,9 +92,7 @@ def test_no_import_points_up(path: Path) -> None:
     assert not up, f"floor {own} imports from above: {sorted(up)}"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if floor(module_name(path)) == 0], ids=module_name
-)
+@pytest.mark.parametrize("path", [path for path in MODULES if floor(module_name(path)) == 0], ids=module_name)
 def test_the_ground_floor_imports_the_standard_library_and_torch_alone(path: Path) -> None:
     outer = {name.partition(".")[0] for name in imported(path)} - {"orpo_lightning"}
     assert outer <= {*sys.stdlib_module_names, "torch"}

@@ -211,9 +211,7 @@ def test_a_repeated_prompt_in_most_rows_is_an_error_that_names_the_option(make: 
         for i in range(4)
     ]
     train = lines(tmp_path / "x.jsonl", repeated)
-    with pytest.raises(
-        DataError, match=r"repeat the prompt in 4 of 4 pairs.* data\.repeated_prompt strip"
-    ):
+    with pytest.raises(DataError, match=r"repeat the prompt in 4 of 4 pairs.* data\.repeated_prompt strip"):
         ready(make(train))
     data = ready(make(train, repeated_prompt="strip"))
     assert data.processor.decode(data.train_dataset[1].chosen) == " A1<|im_end|>"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.packing import deal
 from orpo_lightning.batching.padded import pair_lengths
 from orpo_lightning.batching.sampler import (
     FILLER,
@@ -19,7 +20,6 @@ from orpo_lightning.batching.sampler import (
     PlannedSampler,
     SortedSampler,
     StepTotals,
-    deal,
 )
 
 # Pair i has i % 4 + 1 prompt, i % 3 + 1 chosen and i % 2 + 1 rejected tokens, so its scored tokens are

@@ -69,8 +69,10 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a validation's result."""
         if not trainer.sanity_checking:
-            title = f"validation at step {trainer.global_step}" if trainer.state.fn == "fit" else "validation"
-            self._print(title, _shown(trainer.callback_metrics, "val"))
+            name = getattr(pl_module, "validation_name", "val")
+            title = "validation" if name == "val" else "validation on all pairs"
+            title += f" at step {trainer.global_step}" if trainer.state.fn == "fit" else ""
+            self._print(title, _shown(trainer.callback_metrics, name))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a test's result."""
@@ -103,5 +105,11 @@ def remaining(steps_done: int, steps_left: float, seconds: float) -> str:
 
 
 def _shown(metrics: dict[str, Any], stage: str) -> list[str]:
-    names = {label: f"{stage}/{name}" for label, name in _SHOWN.items()}
-    return [f"{label} {float(metrics[name]):.4g}" for label, name in names.items() if name in metrics]
+    shown = []
+    for label, name in _SHOWN.items():
+        if f"{stage}/{name}" in metrics:
+            ends = [metrics.get(f"{stage}_{end}/{name}") for end in ("ci_low", "ci_high")]
+            known = ", ".join(f"{float(end):.4g}" for end in ends if end is not None)
+            interval = f" [{known}]" if known else ""
+            shown.append(f"{label} {float(metrics[f'{stage}/{name}']):.4g}{interval}")
+    return shown
