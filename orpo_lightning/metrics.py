@@ -12,6 +12,8 @@ from torchmetrics import Metric
 from orpo_lightning.intervals import deviations, half_width, interval
 from orpo_lightning.objectives.base import Mean, ObjectiveOutput, PairShares, Term
 
+_NONE = torch.zeros(0)
+
 
 class WeightedMeans(Metric):
     """Sums and counts of every quantity an objective reports, in one tensor: one reduction over ranks.
@@ -65,7 +67,7 @@ class IntervalMeans(WeightedMeans):
     tokens, given the interval that its terms have together.
     """
 
-    shares: list[Tensor]
+    shares: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         """Start empty."""
@@ -81,14 +83,16 @@ class IntervalMeans(WeightedMeans):
         self.with_shares = tuple(shares)
         if shares:
             rows = torch.stack([torch.stack(pairs, dim=1) for pairs in shares.values()], dim=1)
+            assert isinstance(self.shares, list)
             self.shares.append(rows if rows.device.type == "mps" else rows.double())
 
     def compute(self) -> dict[str, Tensor]:
         """Return every mean by name, and its interval where at least two pairs say something of it."""
         means = super().compute()
-        if not self.shares:
+        # Gathered from all ranks they are one tensor already.
+        shares = self.shares if isinstance(self.shares, Tensor) else torch.cat(self.shares or [_NONE])
+        if not len(shares):
             return means
-        shares = torch.cat(self.shares) if isinstance(self.shares, list) else self.shares
         columns = {name: PairShares(*shares[:, i].unbind(1)) for i, name in enumerate(self.with_shares)}
         intervals = {name: interval(*column) for name, column in columns.items()}
         intervals["loss"] = self._of_loss(means["loss"], columns)

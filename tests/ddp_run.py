@@ -31,12 +31,17 @@ class Words(PreferenceDataModule):
         ]
 
 
-def main(base: str, processes: int, batch_size: int, accumulate: int, out: str) -> None:
+def main(base: str, processes: int, batch_size: int, accumulate: int, tokens: int, out: str) -> None:
     """Fit one optimizer step of twelve pairs, validate, and save gradients and metrics from rank zero."""
     lightning.seed_everything(3)
     module = PreferenceModule(base, lora_r=4, lora_dropout=0.0, lora_init="gaussian")
     data = Words(
-        tokenizer=base, batch_size=batch_size, validation_batch_size=3, max_length=128, cache_dir=out + ".d"
+        tokenizer=base,
+        batch_size=batch_size,
+        tokens_per_batch=tokens or None,
+        validation_batch_size=3,
+        max_length=128,
+        cache_dir=out + ".d",
     )
     recorder = GradientRecorder()
     trainer = make_trainer(
@@ -55,4 +60,4 @@ def main(base: str, processes: int, batch_size: int, accumulate: int, out: str) 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
+    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])

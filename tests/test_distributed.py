@@ -14,10 +14,12 @@ import torch
 HERE = Path(__file__).parent
 
 
-def run(base: str, folder: Path, processes: int, batch_size: int, accumulate: int) -> dict[str, Any]:
+def run(
+    base: str, folder: Path, processes: int, batch_size: int, accumulate: int, tokens: int = 0
+) -> dict[str, Any]:
     """Run one optimizer step of twelve pairs in processes of its own and return what rank zero saw."""
     out = folder / f"{processes}x{batch_size}x{accumulate}.pt"
-    words = [str(value) for value in (base, processes, batch_size, accumulate, out)]
+    words = [str(value) for value in (base, processes, batch_size, accumulate, tokens, out)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"}
     done = subprocess.run(
         [sys.executable, str(HERE / "ddp_run.py"), *words],
@@ -37,11 +39,12 @@ def whole(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, 12, 1)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(6, 1), (2, 3)])
+# Under a budget one process has fewer micro-batches than the other, and both skip some.
+@pytest.mark.parametrize(("batch_size", "accumulate", "tokens"), [(6, 1, 0), (2, 3, 0), (1, 6, 200)])
 def test_two_processes_have_the_gradients_and_metrics_of_one(
-    whole: dict[str, Any], tiny_base: str, tmp_path: Path, batch_size: int, accumulate: int
+    whole: dict[str, Any], tiny_base: str, tmp_path: Path, batch_size: int, accumulate: int, tokens: int
 ) -> None:
-    two = run(tiny_base, tmp_path, 2, batch_size, accumulate)
+    two = run(tiny_base, tmp_path, 2, batch_size, accumulate, tokens)
     assert (whole["world"], two["world"]) == (1, 2)
     assert whole["gradients"].keys() == two["gradients"].keys()
     for name, gradient in whole["gradients"].items():
@@ -51,3 +54,4 @@ def test_two_processes_have_the_gradients_and_metrics_of_one(
         if "per_second" not in name and "skipped" not in name:
             assert two["metrics"][name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
     assert whole["metrics"]["val/length/chosen"] > 0
+    assert whole["metrics"].keys() == two["metrics"].keys() >= {"val_ci_low/loss", "val/logps_change/chosen"}
