@@ -10,6 +10,7 @@ import lightning
 import torch
 
 from orpo_lightning.base_logps import FOLDER, BaseLogps, fingerprint, without_adapter
+from orpo_lightning.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,19 @@ class ValidationRuns(lightning.Callback):
             each,
             rate,
             f" (at least {FEWEST})" if size == FEWEST else "",
+        )
+
+
+def require_validation_runs(trainer: Any) -> None:
+    """Stop where nobody would keep what the data module promises about validation.
+
+    Raises:
+        UsageError: the module brings no `ValidationRuns`, nor does the Trainer have it.
+    """
+    if trainer is not None and not any(isinstance(one, ValidationRuns) for one in trainer.callbacks):
+        raise UsageError(
+            "data.validation_budget and data.final_validation need the callback ValidationRuns, which "
+            "PreferenceModule brings: add it in configure_callbacks of your module"
         )
 
 

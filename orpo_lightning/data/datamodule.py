@@ -229,6 +229,10 @@ class PreferenceDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenised pairs of a stage; make them first where nobody has."""
         splits = _SPLITS_OF.get(stage, ())
+        if stage == "fit" and (self.validation_budget is not None or self.final_validation == "full"):
+            from orpo_lightning.callbacks.validation_runs import require_validation_runs
+
+            require_validation_runs(self.trainer)
         if "train" in splits:
             self.train_dataset = self.preparation.train
         if "validation" in splits:
