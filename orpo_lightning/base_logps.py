@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ class BaseLogps:
             staging.replace(self.file)
             self._is_saved = True
         except OSError:
-            staging.unlink(missing_ok=True)
+            with suppress(OSError):
+                staging.unlink()
 
 
 def add_change(
