@@ -116,6 +116,28 @@ def add_change(
     return output._replace(metrics={**output.metrics, **changes})
 
 
+def with_change(module: Any, batch: Any, batch_idx: int, output: ObjectiveOutput) -> ObjectiveOutput:
+    """Return a validation batch's output with the change from the base, where the module knows the base.
+
+    Args:
+        module: with `base_logps`, and with the adapter that is to be switched off.
+        batch: of the data module's validation loader.
+        batch_idx: which of its plan.
+        output: of the batch.
+    """
+    if module.base_logps is None:
+        return output
+    switch_off = without_adapter(module.model, module.hparams["lora_init"])
+    assert switch_off is not None
+
+    def score_base() -> PairLogps:
+        with switch_off():
+            return module(batch)
+
+    plan = module.trainer.datamodule.validation_loader.plan
+    return add_change(output, module.base_logps, plan.batches[batch_idx].indices, score_base)
+
+
 def without_adapter(model: Any, lora_init: str) -> Callable[[], AbstractContextManager[Any]] | None:
     """Return what switches the adapter off so that the base is left, or None where it would not be.
 

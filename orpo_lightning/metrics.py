@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -113,6 +114,14 @@ class IntervalMeans(WeightedMeans):
         weights = torch.tensor(list(self.weights.values()), dtype=moved.dtype, device=moved.device)
         half = half_width((moved * weights).sum(dim=1), pairs)
         return loss - half, loss + half
+
+
+def interval_words(metrics: Mapping[str, Any], name: str) -> str:
+    """Return " [low, high]" of a logged value such as val/loss, or nothing where none was logged."""
+    stage, _, rest = name.partition("/")
+    ends = [metrics.get(f"{stage}_{end}/{rest}") for end in ("ci_low", "ci_high")]
+    known = ", ".join(f"{float(end):.4g}" for end in ends if end is not None)
+    return f" [{known}]" if known else ""
 
 
 class Speed:

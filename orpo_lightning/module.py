@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orpo_lightning import hardware, modeling
 from orpo_lightning.adapter_state import check_same_weights, trained_parameters
-from orpo_lightning.base_logps import BaseLogps, add_change, without_adapter
+from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import PairBatch
 from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
@@ -208,17 +208,7 @@ class PreferenceModule(lightning.LightningModule):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add up the validation metrics, and how far the adapter moved them."""
-        output = self.step(batch)
-        switch_off = without_adapter(self.model, self.hparams["lora_init"])
-        if self.base_logps is not None and switch_off is not None:
-
-            def score_base() -> PairLogps:
-                with switch_off():
-                    return self(batch)
-
-            plan = self.trainer.datamodule.validation_loader.plan  # type: ignore[attr-defined]
-            output = add_change(output, self.base_logps, plan.batches[batch_idx].indices, score_base)
-        self.val_means.update(output)
+        self.val_means.update(with_change(self, batch, batch_idx, self.step(batch)))
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add up the test metrics."""

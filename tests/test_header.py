@@ -38,6 +38,31 @@ def test_the_header_warns_of_a_stop_token_that_cannot_be_learned(
     assert "4 pairs" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "accumulate", "row"),
+    # Four pairs of one length: two and two, or all in one of four micro-batches a step.
+    [({"batch_size": 2}, 2, "2 a step"), ({"batch_size": 1, "tokens_per_batch": 10_000}, 4, "1 of 4 a step")],
+)
+def test_the_header_says_how_steps_are_split_and_what_is_padding(
+    tiny_base: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, int],
+    accumulate: int,
+    row: str,
+) -> None:
+    caplog.set_level("INFO", logger="orpo_lightning")
+    data = Words(tokenizer=tiny_base, max_length=64, cache_dir=str(tmp_path), **settings)
+    module = PreferenceModule(tiny_base, lora_r=2)
+    trainer = make_trainer(max_steps=1, accumulate_grad_batches=accumulate, callbacks=[RunHeader()])
+    trainer.fit(module, datamodule=data)
+    lengths = data.train_dataset.lengths
+    longest, rows = (lengths[:, 0] + lengths[:, 1:].amax(1)).max(), 2 * lengths[:, 0] + lengths[:, 1:].sum(1)
+    padding = 1 - rows.sum() / (8 * longest)
+    assert f"micro-batches  {row}, of {8 * longest / int(row[0]):,.0f} tokens" in caplog.text
+    assert f"{padding:.1%} padding" in caplog.text
+
+
 def test_a_fit_begins_with_what_is_suspicious_in_its_data_and_a_sound_set_with_nothing(
     tiny_base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

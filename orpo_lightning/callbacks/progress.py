@@ -9,6 +9,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import ProgressBar
 
+from orpo_lightning.metrics import interval_words
+
 log = logging.getLogger(__name__)
 # What a line shows, and how the metric is called after train/, val/ or test/.
 _SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
@@ -105,11 +107,9 @@ def remaining(steps_done: int, steps_left: float, seconds: float) -> str:
 
 
 def _shown(metrics: dict[str, Any], stage: str) -> list[str]:
-    shown = []
-    for label, name in _SHOWN.items():
-        if f"{stage}/{name}" in metrics:
-            ends = [metrics.get(f"{stage}_{end}/{name}") for end in ("ci_low", "ci_high")]
-            known = ", ".join(f"{float(end):.4g}" for end in ends if end is not None)
-            interval = f" [{known}]" if known else ""
-            shown.append(f"{label} {float(metrics[f'{stage}/{name}']):.4g}{interval}")
-    return shown
+    full = {label: f"{stage}/{name}" for label, name in _SHOWN.items()}
+    return [
+        f"{label} {float(metrics[name]):.4g}{interval_words(metrics, name)}"
+        for label, name in full.items()
+        if name in metrics
+    ]
