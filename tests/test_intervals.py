@@ -36,8 +36,16 @@ def covered(draws: int, mean: float, sums: torch.Tensor, counts: torch.Tensor) -
     return sum(low <= mean <= high for low, high in ends) / draws  # type: ignore[misc]
 
 
-def test_intervals_of_means_cover_the_mean_of_what_they_are_drawn_from() -> None:
-    draws = torch.randn(3000, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
+def test_the_interval_of_a_mean_is_students() -> None:
+    # Mean 4, squared deviations 9 + 4 + 0 + 25 over 3, t of three degrees of freedom 3.182.
+    half = 3.182 * (38 / 3 / 4) ** 0.5
+    found = interval(torch.tensor([1.0, 2.0, 4.0, 9.0]), torch.ones(4))
+    assert [end.item() for end in found] == pytest.approx([4 - half, 4 + half], rel=0.03)
+
+
+@pytest.mark.parametrize("pairs", [5, 12])
+def test_intervals_of_means_cover_the_mean_of_what_they_are_drawn_from(pairs: int) -> None:
+    draws = torch.randn(3000, pairs, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 2
     # 95 % of 3,000, give or take four standard errors of 0.4 %.
     assert covered(3000, 2.0, draws, torch.ones_like(draws)) == pytest.approx(0.95, abs=0.016)
 

@@ -53,8 +53,6 @@ def stratified_order(lengths: ArrayLike, source_of: ArrayLike, seed: int) -> Ten
     keys = np.empty(len(sizes))
     for source in np.unique(sources):
         of_source = (sources == source).nonzero()[0]
-        # Pairs of one length in random order, else those late in the file would share a stratum.
-        of_source = dice.permutation(of_source)
         by_length = of_source[np.argsort(sizes[of_source], kind="stable")]
         for stratum in np.array_split(by_length, _STRATA):
             # Pair j of m would be due at j / m of the way; the offset gives the rounding no preference.
