@@ -48,7 +48,7 @@ def share_interval(share: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     z2 = _Z**2 / pairs
     centre = (share + z2 / 2) / (1 + z2)
     half = _Z / (1 + z2) * (share * (1 - share) / pairs + z2 / (4 * pairs)).sqrt()
-    return centre - half, centre + half
+    return (centre - half).clamp(min=0), (centre + half).clamp(max=1)
 
 
 def interval(sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor] | None:

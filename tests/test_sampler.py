@@ -259,7 +259,7 @@ def test_a_fillers_batch_has_no_target_and_no_normaliser_of_its_own() -> None:
 def test_a_micro_batch_that_is_skipped_has_no_pair_and_no_target(num_workers: int) -> None:
     sampler = plan(batch_size=1, accumulate=4, tokens_per_batch=1000)
     batches = list(load(sampler, num_workers))
-    assert [batch.num_pairs for batch in batches] == [0, 0, 0, 4] * 3 + [0, 0, 0, 1]
+    assert [batch.num_pairs for batch in batches] == [4, 0, 0, 0] * 3 + [1, 0, 0, 0]
     assert all(batch.target_ids.numel() == 0 for batch in batches if not batch.num_pairs)
 
 

@@ -75,8 +75,9 @@ def split_step(step: Tensor, lengths: Tensor, split: Split) -> list[list[list[in
 
     With a budget the step becomes as few micro-batches as hold it, of costs as equal as can be; a rank has
     `accumulate` of them in any case, since Lightning steps after so many: those a step does not need are
-    empty, come first and are skipped by the module. The last one of a rank is never empty: with it the
-    ranks add up their gradients.
+    empty, and the module skips them. They come last, so that a run that is cut off after a few micro-batches
+    (fast_dev_run, overfit_batches) computes something; but among several ranks the last is never empty: with
+    it they add up their gradients.
 
     Args:
         step: (P,) pair indices, P >= 1.
@@ -93,7 +94,7 @@ def split_step(step: Tensor, lengths: Tensor, split: Split) -> list[list[list[in
         return _share_out(batches, lengths, split)
     ends = _cut_for_ranks(*_plain(lengths), split)
     batches = [step[first:end].tolist() for first, end in zip([0, *ends], ends, strict=False)]
-    return [_filled_up(of_rank, split.accumulate) for of_rank in _share_out(batches, lengths, split)]
+    return [_filled_up(of_rank, split) for of_rank in _share_out(batches, lengths, split)]
 
 
 def _share_out(batches: list[list[int]], lengths: Tensor, split: Split) -> list[list[list[int]]]:
@@ -115,10 +116,11 @@ def _share_out(batches: list[list[int]], lengths: Tensor, split: Split) -> list[
     return [[batches[number] for number in share] for share in shares]
 
 
-def _filled_up(batches: list[list[int]], count: int) -> list[list[int]]:
+def _filled_up(batches: list[list[int]], split: Split) -> list[list[int]]:
     batches = batches or [[FILLER]]
-    skipped: list[list[int]] = [[] for _ in range(count - len(batches))]
-    return skipped + batches
+    skipped: list[list[int]] = [[] for _ in range(split.accumulate - len(batches))]
+    place = len(batches) if split.world_size == 1 else len(batches) - 1
+    return [*batches[:place], *skipped, *batches[place:]]
 
 
 def _plain(lengths: Tensor) -> tuple[list[int], list[int]]:

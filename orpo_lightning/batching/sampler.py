@@ -47,7 +47,7 @@ class PlannedSampler(Sampler[PlannedBatch]):
     A budget of tokens changes how a step is split and nothing else. The pairs of a step are what a user
     chooses, by batch_size times accumulate; a split by tokens must not change them. But Lightning steps after
     every `accumulate` micro-batches, so each step has exactly that many: those that hold the pairs, as few as
-    the budget allows, behind empty ones, which the module skips. So `accumulate` is the most micro-batches
+    the budget allows, and empty ones, which the module skips. So `accumulate` is the most micro-batches
     that a step may become. (Filling all of them evenly would make them smaller than need be in most steps, as
     there must be enough for the longest; another number for each step would move all that Lightning counts
     in micro-batches: validation, checkpoints, the end of an epoch.) A budget under which some step

@@ -16,7 +16,7 @@ from orpo_lightning.data.table import DROPPED
 from orpo_lightning.modeling import unlearnable_stop_tokens
 
 log = logging.getLogger(__name__)
-_STEPS_REPORTED = 1000
+_STEPS_REPORTED = 500
 
 
 class RunHeader(lightning.Callback):
