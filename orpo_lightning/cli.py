@@ -21,15 +21,15 @@ from orpo_lightning import runfolder
 from orpo_lightning.callbacks import (
     AdapterExport,
     BestCheckpoint,
+    MemoryReport,
     PlainProgress,
     ResumeCheckpoint,
     RunHeader,
 )
-from orpo_lightning.cli_errors import debugging, explain
+from orpo_lightning.cli_errors import report
 from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
-from orpo_lightning.errors import UserError
 from orpo_lightning.module import PreferenceModule
 
 _SEED = 42
@@ -197,7 +197,7 @@ class PreferenceCLI(LightningCLI):
             save_every = self._get(self.config, "save_every")
             callbacks += [ResumeCheckpoint(folder, save_every), BestCheckpoint(folder)]
         if isinstance(self.model, PreferenceModule):
-            callbacks.append(AdapterExport())
+            callbacks += [AdapterExport(), MemoryReport()]
         # A callback of the configuration stands instead of ours of its kind.
         return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
@@ -244,14 +244,7 @@ def main(args: list[str] | None = None, model_class: Any = None, datamodule_clas
     try:
         PreferenceCLI(model_class, datamodule_class, args=args)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if debugging() and not isinstance(error, SystemExit):
-            raise
-        code, line = explain(error)
-        if line:
-            runfolder.PACKAGE_LOGGER.error(line)
-        if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
-            runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
-        return code
+        return report(error)
     finally:
         runfolder.close_log_file()
     return 0

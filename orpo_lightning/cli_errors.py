@@ -1,4 +1,4 @@
-"""What an exception means to the person at the terminal: an exit code and one line."""
+"""What an exception means to the person at the terminal: an exit code and one line (out of memory, a few)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import errno
 import os
 import traceback
 
-from orpo_lightning.errors import SurroundingsError, UsageError, UserError
+from orpo_lightning import runfolder
+from orpo_lightning.errors import SurroundingsError, UsageError, UserError, is_out_of_memory
 
 _LONGEST = 600
 _DISK_AND_RIGHTS = {
@@ -41,11 +42,30 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted: --resume auto continues from the last checkpoint"
     if isinstance(error, UserError):
         return error.exit_code, one_line(str(error))
+    if is_out_of_memory(error):
+        # Notes of several lines: what was planned for the batch, and what would fit.
+        return SurroundingsError.exit_code, "\n".join(getattr(error, "__notes__", [])) or _MEMORY_HINT
     for family in (_environment_line, _usage_line):
         code, line = family(error)
         if line:
             return code, one_line(line)
     return 1, one_line(f"{type(error).__name__}: {error}") + " (set ORPO_DEBUG=1 for the traceback)"
+
+
+def report(error: BaseException) -> int:
+    """Write an exception's line to the terminal and the run's log, its traceback to the log; return the code.
+
+    Raises:
+        BaseException: the error itself, where tracebacks are wanted.
+    """
+    if debugging() and not isinstance(error, SystemExit):
+        raise error
+    code, line = explain(error)
+    if line:
+        runfolder.PACKAGE_LOGGER.error(line)
+    if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
+        runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
+    return code
 
 
 def _exit_status(error: SystemExit) -> tuple[int, str]:
@@ -63,8 +83,6 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
     code = SurroundingsError.exit_code
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
-    if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator: can't allocate memory" in text:
-        return code, _MEMORY_HINT
     if kinds & {"GatedRepoError"}:
         return code, f"access to this repository must be granted first (then `hf auth login`): {_first(text)}"
     if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}:

@@ -38,3 +38,10 @@ class DivergedError(UserError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the memory of a device, or of the machine, has run out."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    refused = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return refused or bool(kinds & {"OutOfMemoryError", "MemoryError"})

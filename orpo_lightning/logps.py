@@ -99,8 +99,7 @@ def target_logps(
         head: the vocabulary projection with whatever follows it (bias, soft-cap, scale).
         rows: rows of logits held at a time.
         head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes
-        each
-            chunk in the backward pass, so that the head's own weights get their gradient.
+            each chunk in the backward pass, so that the head's own weights get their gradient.
 
     Returns:
         (N,) fp32 (fp64 for fp64 logits).

@@ -20,6 +20,7 @@ from transformers import (
 
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hardware import Choice
+from orpo_lightning.lean_lora import make_lean
 
 Quantization = Literal["nf4", "int8", "none"]
 LoraVariant = Literal["lora", "rslora", "dora"]
@@ -205,7 +206,7 @@ def add_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, LoraConfig(**settings))
+            adapted = get_peft_model(model, LoraConfig(**settings))
         except ValueError as error:
             if "arget module" in str(error):
                 names = ", ".join(linear_names(model))
@@ -213,6 +214,8 @@ def add_lora(
                     f"model.lora_targets: {targets} match no layer; this model has {names}"
                 ) from error
             raise UsageError(f"LoRA cannot be added: {first_line(error)}") from error
+    make_lean(adapted)
+    return adapted
 
 
 def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import lightning
@@ -15,9 +16,11 @@ from torch import Tensor
 from orpo_lightning import hardware, modeling
 from orpo_lightning.adapter_state import check_same_weights, trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
-from orpo_lightning.batching import PairBatch
+from orpo_lightning.batching import Layout, PairBatch
+from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
+from orpo_lightning.layouts import choose_layout
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
@@ -43,7 +46,8 @@ class PreferenceModule(lightning.LightningModule):
         dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32
         weights
             where they are trained themselves).
-        attention: attention kernel; auto is flash_attention_2 where GPU and package allow, else sdpa.
+        attention: kernel for padded batches and for generation; auto is flash_attention_2 where GPU and
+            package allow, else sdpa. Batches with shared prefixes have kernels of their own (data.layout).
         lora_r: rank of LoRA; 0 trains all weights instead.
         lora_alpha: LoRA's scale numerator: the update is multiplied by alpha / r (rslora: alpha / sqrt(r)).
         lora_dropout: dropout in front of LoRA. (The base model's own dropout is always off.)
@@ -101,6 +105,7 @@ class PreferenceModule(lightning.LightningModule):
         self._grad_norm: Tensor | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
+        self._layouts: dict[Layout, hardware.Choice] = {}
 
     # Model
 
@@ -176,11 +181,30 @@ class PreferenceModule(lightning.LightningModule):
 
     def forward(self, batch: PairBatch) -> PairLogps:
         """Return the policy's log-probabilities of the batch's pairs."""
+        chosen = {choice.value for choice in self._layouts.values()}
+        if KEYWORD in batch.model_inputs and "shared_prefix" not in chosen:
+            self.choose_layout("shared_prefix")  # of a loader that did not ask; an error where it cannot be
+        return score(self._take_apart(), batch)
+
+    def _take_apart(self) -> Scorer:
         if self._scorer is None:
             self._scorer = take_apart(self.model)
             if self._scorer.why_full_logits:
                 log.warning("full logits are computed: %s", self._scorer.why_full_logits)
-        return score(self._scorer, batch)
+        return self._scorer
+
+    def choose_layout(self, wanted: Layout = "auto") -> hardware.Choice:
+        """Return how batches for this module are laid out: "shared_prefix" or "padded", and why.
+
+        A data module asks before it makes the first batch; the model is tried out once, at the first answer.
+        """
+        if wanted not in self._layouts:
+            self.configure_model()
+            # As in the steps to come: in their precision, whoever asks.
+            attached = self._trainer is not None
+            with self.trainer.precision_plugin.forward_context() if attached else nullcontext():
+                self._layouts[wanted] = choose_layout(wanted, self._take_apart())
+        return self._layouts[wanted]
 
     def step(self, batch: PairBatch) -> ObjectiveOutput:
         """Return the objective's terms and metrics of a micro-batch; extend the two dicts to add your own."""
@@ -323,6 +347,7 @@ class PreferenceModule(lightning.LightningModule):
         total, trainable = modeling.parameter_counts(self.model)
         kind = f"{settings['lora_variant']} r={settings['lora_r']}" if settings["lora_r"] else "all weights"
         dtype = str(self._weights_dtype()).removeprefix("torch.")
+        layouts = [("layout", f"{choice.value} ({choice.reason})") for choice in self._layouts.values()]
         return [
             ("model", f"{settings['base_model']} ({type(modeling.causal_model(self.model)).__name__})"),
             (
@@ -331,6 +356,7 @@ class PreferenceModule(lightning.LightningModule):
             ),
             ("quantization", f"{settings['quantization']}, computing in {dtype}"),
             ("attention", f"{self.attention_choice.value} ({self.attention_choice.reason})"),
+            *layouts,
         ]
 
 

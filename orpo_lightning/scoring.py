@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from orpo_lightning.batching.base import PairBatch
+from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
 from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.shared_attention.interface import attending_by
 
 
 class Scorer(NamedTuple):
@@ -90,45 +93,59 @@ def _self_check(scorer: Scorer) -> str | None:
 
 def score(scorer: Scorer, batch: PairBatch) -> PairLogps:
     """Return the log-probabilities of a batch's pairs under the scorer's model."""
-    inputs = {**batch.model_inputs, "use_cache": False}
-    routed = bool(getattr(scorer.model.config, "output_router_logits", False))
-    if routed:
-        inputs["output_router_logits"] = True
-    if scorer.backbone is None or scorer.head is None:
-        return _score_by_full_logits(scorer.model, inputs, batch)
-    output = scorer.backbone(**inputs)
-    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.target_positions)
-    logps = target_logps(
-        hidden,
-        batch.target_ids,
-        scorer.head,
-        rows=chunk_rows(scorer.model.config.get_text_config().vocab_size),
-        head_is_frozen=scorer.head_is_frozen,
-    )
-    router_loss = load_balancing_loss(scorer.model, output, inputs.get("attention_mask")) if routed else None
+    logps, router_loss = score_targets(scorer, batch)
     return pair_logps(logps, batch, router_loss)
 
 
-def _score_by_full_logits(model: nn.Module, inputs: dict[str, Any], batch: PairBatch) -> PairLogps:
-    output = model(**inputs)
-    logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
-    router_loss = getattr(output, "aux_loss", None)
-    return pair_logps(rows_logps(logits, batch.target_ids, nn.Identity()), batch, router_loss)
+def score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+    """Return log p of each of the batch's targets, (N,), and a mixture of experts' router loss.
+
+    The router loss is that of whole sequences, so a pair's prompt counts twice, in whichever layout.
+    """
+    inputs = {**batch.model_inputs, "use_cache": False}
+    plan: SharedPrefix | None = inputs.pop(KEYWORD, None)
+    routed = bool(getattr(scorer.model.config, "output_router_logits", False))
+    if routed:
+        inputs["output_router_logits"] = True
+    with nullcontext() if plan is None else attending_by(plan):
+        output = (scorer.model if scorer.backbone is None else scorer.backbone)(**inputs)
+    if scorer.backbone is None or scorer.head is None:
+        logits = output.logits.flatten(0, 1).index_select(0, batch.target_positions)
+        logps = rows_logps(logits, batch.target_ids, nn.Identity())
+    else:
+        logps = target_logps(
+            output.last_hidden_state.flatten(0, 1).index_select(0, batch.target_positions),
+            batch.target_ids,
+            scorer.head,
+            rows=chunk_rows(scorer.model.config.get_text_config().vocab_size),
+            head_is_frozen=scorer.head_is_frozen,
+        )
+    if not routed:
+        return logps, None
+    return logps, load_balancing_loss(scorer.model, output, inputs.get("attention_mask"), plan)
 
 
-def load_balancing_loss(model: Any, output: Any, attention_mask: Tensor | None) -> Tensor | None:
-    """Return the architecture's own router loss, (), from its own module; padding is left out by the mask."""
+def load_balancing_loss(
+    model: Any, output: Any, attention_mask: Tensor | None, plan: SharedPrefix | None = None
+) -> Tensor | None:
+    """Return the architecture's own router loss, (), from its own module, of all tokens of all sequences.
+
+    Padding is left out by the mask; a flat row's prompts are counted once for each of their sequences.
+    """
     module = sys.modules[type(model).__module__]
     function = getattr(module, "load_balancing_loss_func", None)
-    if function is None or getattr(output, "router_logits", None) is None:
-        return None
+    routed = getattr(output, "router_logits", None)
+    if function is None or routed is None:
+        return getattr(output, "aux_loss", None)
+    if plan is not None:
+        routed = tuple(layer.index_select(0, plan.keys.to(layer.device)) for layer in routed)
     config: PretrainedConfig = model.config
     experts = next(
         value
         for name in ("num_experts", "num_local_experts", "n_routed_experts")
         if (value := getattr(model, name, None) or getattr(config, name, None)) is not None
     )
-    return function(output.router_logits, experts, config.num_experts_per_tok, attention_mask)
+    return function(routed, experts, config.num_experts_per_tok, attention_mask)
 
 
 def router_loss_weight(model: nn.Module) -> float:

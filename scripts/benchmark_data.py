@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmark_process import machine, run_fresh
+from benchmark_report import disturbed, header, share_of_others, spread, write_json
 from benchmark_rows import numbered, read_pairs, write_rows
 
 SIDES = ("ours", "trl", "trl2", "encode")
@@ -22,7 +21,6 @@ _TITLES = {
     "trl2": "TRL, dataset_num_proc=2",
     "encode": "the tokenizer alone (floor)",
 }
-_QUIET = 0.05
 _GOALS = {"trl / ours": (">=", 4.5), "trl2 / ours": (">=", 2.5), "ours / encode": ("<=", 1.3)}
 # How far two sides' pairs are equal; each level forgives more than the one before. The known differences are
 # TRL's: it ends ChatML answers with two stop tokens, and puts a BOS in front wherever the tokenizer has one.
@@ -64,12 +62,14 @@ def compare_sides(options: argparse.Namespace) -> None:
         "settings": _settings(options) | {"rows": rows, "text_mb": round(size / 1e6, 1), "sides": sides},
         "summary": {side: _summary([run[side] for run in runs]) for side in runs[0]},
         "ratios": _ratios(runs),
-        "share_of_cores_taken_by_others": _share_of_others(runs, options.cores),
+        "share_of_cores_taken_by_others": share_of_others(
+            [each for run in runs for each in run.values()], options.cores
+        ),
         "tokens": tokens,
         "notes": NOTES,
         "runs": runs,
     }
-    _write(options.out / "data.json", found)
+    write_json(options.out / "data.json", found)
     _paint(found, options.out / "data.png")
     _print(found)
     if problems := [text for check in tokens.values() for text in check["problems"]]:
@@ -98,8 +98,8 @@ def stream(options: argparse.Namespace) -> None:
         "rows_per_second": round(result["rows"] / phases["prepare"]["seconds"], 1),
         "run": result,
     }
-    _write(options.out / f"stream_{source}.json", found)
-    print(_header(found))
+    write_json(options.out / f"stream_{source}.json", found)
+    print(header(found))
     print(
         f"{result['rows']:,} rows ({options.stream_gb:g} GB of JSON from a {source}), "
         f"{result['pairs']:,} pairs kept, "
@@ -186,16 +186,11 @@ def compare_digests(
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return min, median and max of everything that was measured, over the runs."""
     numbers = [key for key, value in results[0].items() if isinstance(value, int | float)]
-    found: dict[str, Any] = {key: _spread([result[key] for result in results]) for key in numbers}
+    found: dict[str, Any] = {key: spread([result[key] for result in results]) for key in numbers}
     if "pairs" in results[0]:
         rows = results[0]["pairs"] + sum(results[0].get("dropped", {}).values())
-        found["rows_per_second"] = _spread([rows / result["seconds"] for result in results])
+        found["rows_per_second"] = spread([rows / result["seconds"] for result in results])
     return found
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    middle = statistics.median(values)
-    return {"min": round(min(values), 3), "median": round(middle, 3), "max": round(max(values), 3)}
 
 
 def _ratios(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -204,25 +199,15 @@ def _ratios(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     for name, (sense, goal) in _GOALS.items():
         above, below = name.split(" / ")
         if above in runs[0] and below in runs[0]:
-            ratios = _spread([run[above]["seconds"] / run[below]["seconds"] for run in runs])
+            ratios = spread([run[above]["seconds"] / run[below]["seconds"] for run in runs])
             is_met = ratios["median"] >= goal if sense == ">=" else ratios["median"] <= goal
             found[name] = {**ratios, "goal": f"{sense} {goal}", "met": is_met}
     return found
 
 
-def _share_of_others(runs: list[dict[str, dict[str, Any]]], cores: int) -> float:
-    """Return which share of the cores' time other processes used, in the side that was disturbed most.
-
-    The kernel counts in hundredths of a second: sides of less than one second say nothing.
-    """
-    results = [result for run in runs for result in run.values() if result["seconds"] > 1]
-    shares = (each["cpu_seconds_of_others"] / (each["seconds"] * cores) for each in results)
-    return round(max(shares, default=0.0), 2)
-
-
 def _print(found: dict[str, Any]) -> None:
     settings = found["settings"]
-    print("\n" + _header(found))
+    print("\n" + header(found))
     print(f"{settings['rows']:,} rows, {settings['text_mb']:g} MB of JSON, tokenizer {settings['tokenizer']}")
     columns = f"{'rows/s':>8} {'CPU s':>7} {'peak MB':>7} {'anonym.':>7}"
     print(f"{'median (min to max)':36} {'seconds':>24} {columns}")
@@ -239,8 +224,8 @@ def _print(found: dict[str, Any]) -> None:
         print(text.format(**with_imports))
     for name, ratio in found["ratios"].items():
         print("{name:36} {median:6.2f} ({min:.2f} to {max:.2f})  goal {goal}".format(name=name, **ratio))
-    if (share := found["share_of_cores_taken_by_others"]) > _QUIET:
-        print(f"NOT a quiet machine: other processes took up to {share:.0%} of the cores' time meanwhile")
+    if warning := disturbed(found["share_of_cores_taken_by_others"]):
+        print(warning)
     for side, check in found["tokens"].items():
         same = check["same"]
         level = max(_LEVELS, key=lambda name: same[name])  # the strictest of equals
@@ -248,17 +233,6 @@ def _print(found: dict[str, Any]) -> None:
         print(
             f"tokens equal to {side}'s: {counts}, {level}; rows ours left out: {check['left_out_by_ours']:,}"
         )
-
-
-def _header(found: dict[str, Any]) -> str:
-    facts = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
-    threads = f"{facts['cores_used']} cores and {facts['threads']} threads for each side"
-    return f"{facts['date'][:10]}, {facts['cpu']}, {threads}; Python {facts['python']}, {versions}"
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _paint(found: dict[str, Any], path: Path) -> None:

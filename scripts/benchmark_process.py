@@ -27,6 +27,9 @@ PACKAGES = (
     "tokenizers",
     "datasets",
     "pyarrow",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
     "trl",
 )
 
@@ -51,8 +54,13 @@ def _status() -> dict[str, int]:
     return {part[0].removesuffix(":"): int(part[1]) * 1024 for part in parts}
 
 
-def _forget_peak() -> None:
-    """Let VmHWM begin anew."""
+def peak_memory() -> int:
+    """Return the most resident bytes since `forget_peak`; the kernel's own figure misses nothing."""
+    return _status()["VmHWM"]
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew."""
     # ru_maxrss will not do: it keeps what the parent process held when it forked.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -93,12 +101,12 @@ class Meter:
 
     def __enter__(self) -> Meter:
         """Start the clock."""
-        _forget_peak()
+        forget_peak()
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
-        self._machine = _machine_cpu_seconds()
-        self._start, self._start_cpu = time.perf_counter(), _cpu_seconds()
+        self._machine = machine_cpu_seconds()
+        self._start, self._start_cpu = time.perf_counter(), cpu_seconds()
         return self
 
     def __exit__(
@@ -106,13 +114,13 @@ class Meter:
     ) -> None:
         """Stop the clock."""
         self.seconds += time.perf_counter() - self._start
-        self.cpu_seconds += _cpu_seconds() - self._start_cpu
-        self.machine_cpu_seconds += _machine_cpu_seconds() - self._machine
+        self.cpu_seconds += cpu_seconds() - self._start_cpu
+        self.machine_cpu_seconds += machine_cpu_seconds() - self._machine
         self._stop.set()
         self._sampler.join()
         now = memory()
         # The kernel's own peak misses nothing between two samples.
-        self._raise(Memory(_status()["VmHWM"], now.anonymous))
+        self._raise(Memory(peak_memory(), now.anonymous))
 
     def figures(self) -> dict[str, float]:
         """Return seconds, and megabytes above the base."""
@@ -139,13 +147,18 @@ class Meter:
         self.peak = Memory(*map(max, self.peak, found))
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Return processor seconds of this process and of the children that have ended."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _machine_cpu_seconds() -> float:
+def minor_faults() -> int:
+    """Return how many pages this process has asked the kernel for."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def machine_cpu_seconds() -> float:
     """Return processor seconds of everything that ran on the cores of this process, the host included."""
     mine, ticks = {f"cpu{core}" for core in os.sched_getaffinity(0)}, 0
     for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
@@ -156,8 +169,26 @@ def _machine_cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def run_fresh(script: Path, job: dict[str, Any], scratch: Path, cores: int) -> dict[str, Any]:
+def run_fresh(
+    script: Path,
+    job: dict[str, Any],
+    scratch: Path,
+    cores: int,
+    *,
+    settings: dict[str, str] | None = None,
+    on_gpu: bool = False,
+    limit_s: float | None = None,
+) -> dict[str, Any]:
     """Run `script JOB RESULT` by itself on the first so many cores; return what it wrote to RESULT.
+
+    Args:
+        script: the program of a side.
+        job: what it is to do.
+        scratch: folder of its temporary files.
+        cores: as many threads as well.
+        settings: further environment variables.
+        on_gpu: whether it may see a GPU.
+        limit_s: how long it may take; None: as long as it likes.
 
     Raises:
         SystemExit: it failed; with the end of what it printed.
@@ -171,10 +202,11 @@ def run_fresh(script: Path, job: dict[str, Any], scratch: Path, cores: int) -> d
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TMPDIR": str(scratch),  # temporary files of every side lie on the same disk
-        "CUDA_VISIBLE_DEVICES": "",
+        **({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         "PYTHONPATH": os.pathsep.join(
             filter(None, (str(script.parent.parent), os.environ.get("PYTHONPATH", "")))
         ),
+        **(settings or {}),
     }
     environment.pop("TOKENIZERS_PARALLELISM", None)  # as a user has it: on
     request, result, log = (scratch / name for name in ("job.json", "result.json", "log.txt"))
@@ -183,7 +215,13 @@ def run_fresh(script: Path, job: dict[str, Any], scratch: Path, cores: int) -> d
     request.write_text(json.dumps(job | {"cores": chosen, "started": time.monotonic()}), encoding="utf-8")
     words = [sys.executable, str(script), str(request), str(result)]
     with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(words, env=environment, stdout=output, stderr=output, check=False).returncode
+        options = {"env": environment, "stdout": output, "stderr": output, "timeout": limit_s}
+        try:
+            code = subprocess.run(words, check=False, **options).returncode
+        except subprocess.TimeoutExpired:
+            raise SystemExit(
+                f"{script.name} {job.get('side', '')} took longer than {limit_s:.0f} s"
+            ) from None
     if code != 0 or not result.is_file():
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise SystemExit(f"{script.name} {job.get('side', '')} ended with {code}:\n{tail}")

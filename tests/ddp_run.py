@@ -12,6 +12,7 @@ import torch
 from training import GradientRecorder, make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule
+from orpo_lightning.batching import Layout
 
 
 class Words(PreferenceDataModule):
@@ -31,12 +32,15 @@ class Words(PreferenceDataModule):
         ]
 
 
-def main(base: str, processes: int, batch_size: int, accumulate: int, tokens: int, out: str) -> None:
+def main(
+    base: str, processes: int, batch_size: int, accumulate: int, tokens: int, layout: Layout, out: str
+) -> None:
     """Fit one optimizer step of twelve pairs, validate, and save gradients and metrics from rank zero."""
     lightning.seed_everything(3)
     module = PreferenceModule(base, lora_r=4, lora_dropout=0.0, lora_init="gaussian")
     data = Words(
         tokenizer=base,
+        layout=layout,
         batch_size=batch_size,
         tokens_per_batch=tokens or None,
         validation_batch_size=3,
@@ -60,4 +64,4 @@ def main(base: str, processes: int, batch_size: int, accumulate: int, tokens: in
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6])
+    main(sys.argv[1], *map(int, sys.argv[2:6]), *sys.argv[6:])

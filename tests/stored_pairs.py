@@ -42,7 +42,6 @@ def store(
     whole: Sequence[Sequence[int]] | None = None,
     dropped: dict[str, Dropped] | None = None,
     scripts: dict[str, int] | None = None,
-    stop_tokens: dict[int, int] | None = None,
 ) -> StoredPairs:
     """Store pairs of ids; the row of pair i stands in line i + 1."""
     folder.mkdir(parents=True)
@@ -68,7 +67,7 @@ def store(
         whole=len(whole_lengths),
         rows=len(pairs) + sum(rows for rows, _ in dropped.values()),
         dropped=dropped,
-        stop_tokens=stop_tokens or {},
+        stop_tokens={},
         cut_answers=0,
         scripts=scripts or {},
         notes=[],

@@ -53,7 +53,7 @@ def test_the_header_says_how_steps_are_split_and_what_is_padding(
     row: str,
 ) -> None:
     caplog.set_level("INFO", logger="orpo_lightning")
-    data = Words(tokenizer=tiny_base, max_length=64, cache_dir=str(tmp_path), **settings)
+    data = Words(tokenizer=tiny_base, max_length=64, cache_dir=str(tmp_path), layout="padded", **settings)
     module = PreferenceModule(tiny_base, lora_r=2)
     trainer = make_trainer(max_steps=1, accumulate_grad_batches=accumulate, callbacks=[RunHeader()])
     trainer.fit(module, datamodule=data)

@@ -33,7 +33,13 @@ from orpo_lightning.data.health.hints import hints
 from orpo_lightning.data.health.limits import limit_costs
 from orpo_lightning.data.health.overlap import SAMPLE, Overlaps, common_share, overlaps
 from orpo_lightning.data.health.rendered import rendered, tokens_of
-from orpo_lightning.data.health.split import cut_answers, describe_lengths, describe_margins, longer_wins
+from orpo_lightning.data.health.split import (
+    cut_answers,
+    describe_lengths,
+    describe_margins,
+    longer_wins,
+    stop_tokens,
+)
 from orpo_lightning.data.health.thresholds import check, failed
 from orpo_lightning.data.left_out import BROKEN
 from orpo_lightning.data.limits import PAIR_TOO_LONG
@@ -75,6 +81,13 @@ def test_one_giant_gets_a_bar_of_its_own_instead_of_pressing_all_others_into_one
     assert made["counts"][-1] == 1
     assert sum(made["counts"]) == 1000
     assert made["p95"] == 10
+
+
+def test_the_last_bar_is_no_narrower_than_the_others() -> None:
+    # Steps of 64 end at 1024, which one in 200 reaches: 1024 to 1025 would be a bar for one length alone.
+    made = describe(np.array([*range(1000), 1023, 1024, 1024, 1024, 1024, 1024, 1024]))
+    assert made["edges"][-2:] == [1024, 1088]
+    assert sum(made["counts"]) == 1007
 
 
 def test_a_histogram_of_scores_has_round_steps_and_loses_none() -> None:
@@ -418,6 +431,7 @@ def failing(part: dict[str, Any], *, faults: float = 0.0) -> list[str]:
     ("name", "at_limit", "above"),
     [
         ("broken rows", {}, {"left_out": {BROKEN: 1}}),
+        ("rows beyond the limits", {"left_out": {PAIR_TOO_LONG: 200}}, {"left_out": {PAIR_TOO_LONG: 201}}),
         ("exact duplicates", {"suspicious": {DUPLICATES: 10}}, {"suspicious": {DUPLICATES: 11}}),
         ("contradictory pairs", {"suspicious": {CONTRADICTIONS: 5}}, {"suspicious": {CONTRADICTIONS: 6}}),
         ("answers cut", {"answers": {"cut_share": 0.2}}, {"answers": {"cut_share": 0.201}}),
@@ -582,7 +596,6 @@ def a_report(tmp_path: Path, tokenizer: Any, **settings: Any) -> dict[str, Any]:
         pairs,
         dropped=dropped,
         scripts={"Latin": 3, "Han": 1},
-        stop_tokens={2: 206},
         margins=[1.0] * 100 + [-1.0, 0.0, NAN],
     )
     validation = facts(tmp_path / "validation", pairs[:1], name="held.jsonl")
@@ -614,7 +627,16 @@ def test_rows_read_are_rows_kept_and_rows_left_out_each_with_its_reason(
         "weight": None,
     }
     assert part["scripts"] == [{"script": "Latin", "share": 0.75}, {"script": "Han", "share": 0.25}]
-    assert part["stop_tokens"] == [{"token": tokenizer.convert_ids_to_tokens(2), "answers": 206}]
+
+
+def test_stop_tokens_are_those_of_the_answers_that_are_trained_on_and_were_not_cut(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    first = store(tmp_path / "a", [pair([1], [5, 2], [6, 3]), pair([1], [5, 2], [7, 2])], flags=[0, 0])
+    other = store(tmp_path / "b", [pair([1], [5, 9], [8, 2])], flags=[flags.CHOSEN_CUT])
+    table = PairTable.of([first, other]).select(torch.tensor([2, 0]))
+    two, three = tokenizer.convert_ids_to_tokens([2, 3])
+    assert stop_tokens(table, tokenizer) == [{"token": two, "answers": 2}, {"token": three, "answers": 1}]
 
 
 def test_examples_say_where_both_pairs_of_a_couple_stand(tmp_path: Path, tokenizer: Any) -> None:
@@ -667,6 +689,6 @@ def test_the_summary_is_half_a_page_and_says_what_the_report_says(tmp_path: Path
         "leak validation pairs whose prompt is in train: 1; 1 of them are trained on, "
         "first held.jsonl:1 and pairs.jsonl:1",
         "13 optimizer steps",
-        "verdict failed: 5 of 16 checks",
+        "verdict failed: 5 of 18 checks",
     ):
         assert words in flat

@@ -226,7 +226,7 @@ def test_without_strict_the_same_verdict_is_printed_and_the_exit_code_is_zero(fa
     called = faulty()
     assert called.code == 0
     assert not called.report["verdict"]["passed"]
-    assert "failed: 5 of 16 checks" in called.printed
+    assert "failed: 5 of 18 checks" in called.printed
 
 
 def test_the_users_limit_of_rows_left_out_stops_nothing_here_and_is_what_the_verdict_holds(

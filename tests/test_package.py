@@ -64,8 +64,8 @@ def test_version_is_that_of_the_package() -> None:
     ("words", "line"),
     [
         (["ftt"], "error: unknown subcommand 'ftt': did you mean fit?"),
-        (["train"], "error: unknown subcommand 'train': expected fit, validate, test or inspect"),
-        ([], "error: expected a subcommand: fit, validate, test or inspect (see --help)"),
+        (["train"], "error: unknown subcommand 'train': expected fit, validate, test, inspect or plan"),
+        ([], "error: expected a subcommand: fit, validate, test, inspect or plan (see --help)"),
     ],
 )
 def test_a_wrong_or_missing_subcommand_is_one_line_and_exit_code_two(

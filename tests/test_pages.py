@@ -128,6 +128,15 @@ def test_a_failed_check_links_to_what_it_found_and_that_is_not_told_twice(
     assert [place.words for place in noticed["k"]] == left
 
 
+def test_a_failed_check_of_rows_that_are_gone_links_to_those_left_out() -> None:
+    data = report()
+    data["splits"]["train"]["suspicious"] = []
+    data["verdict"]["checks"] = [{"name": "train: exact duplicates", "found": 3, "limit": 0, "passed": False}]
+    left_out = data["splits"]["train"]["rows"]["left_out"]
+    page = Page(inspect_page(data))
+    assert f"{left_out:,} left out of train" in page.text
+
+
 @pytest.mark.parametrize(
     ("passed", "suspicious", "kept", "headline"),
     [

@@ -197,6 +197,23 @@ def test_mapped_columns_stand_under_our_names_in_place_of_what_stood_there() -> 
     assert list(swapped) == [PreferenceRecord("p", "b", "a", "x row 1")]
 
 
+def test_columns_without_which_the_first_row_reads_the_same_are_named() -> None:
+    row = {"id": 7, "prompt": "p", "chosen": "a", "rejected": "b", "chosen_score": 2, "rejected_score": 1}
+    found = Records([row | {"source": None, "größe": [1]}, row | {"late": 1}], "x")
+    assert len(list(found)) == 2
+    # Scores make the margin; a column without a value may have one in the next row.
+    assert found.unused == ["id", "größe"]
+
+
+def test_columns_of_messages_that_are_copied_on_the_way_are_not_called_unused() -> None:
+    turns = [{"role": "user", "content": "q"}]
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    found = Records([{"prompt": turns, **answers, "tools": tools, "prompt_id": "x"}], "x")
+    assert not faults(found)
+    assert found.unused == ["prompt_id"]
+
+
 def test_a_mapped_column_that_is_not_there_is_named_beside_those_that_are() -> None:
     columns = {"chosen": "beter"}
     row = {"prompt": "p", "better": "a", "rejected": "b"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.costs import flat_tokens
 from orpo_lightning.batching.packing import deal
 from orpo_lightning.batching.padded import pair_lengths
 from orpo_lightning.batching.sampler import (
@@ -158,6 +159,13 @@ def test_without_shuffling_pairs_keep_their_order_in_every_epoch() -> None:
         (batches,) = all_ranks(shuffle=False, accumulate=3, epoch=epoch)
         assert [batch.indices for batch in batches[:2]] == [[0, 1], [2, 3]]
         assert indices(batches) == list(range(13))
+
+
+def test_without_a_budget_the_layout_does_not_decide_which_pairs_share_a_micro_batch() -> None:
+    settings = {"batch_size": 3, "accumulate": 4, "seed": 1}
+    assert all_ranks(layout_tokens=flat_tokens, **settings) == all_ranks(**settings)
+    settings |= {"batch_size": 1, "accumulate": 12, "tokens_per_batch": 30}
+    assert all_ranks(layout_tokens=flat_tokens, **settings) != all_ranks(**settings)
 
 
 def test_with_shuffling_the_pairs_of_a_step_come_longest_first() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_families import FAMILIES, PADDED_ONLY
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,47 +29,6 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 8},
-    # Layer 0 sees everything, layer 1 the last eight tokens only.
-    "qwen2": {
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "max_window_layers": 1,
-        "tie_word_embeddings": True,
-    },
-    "qwen3": {"head_dim": 16},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "phi": {},
-    "gemma2": {
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
-        "sliding_window": 8,
-        "attn_logit_softcapping": 5.0,
-        # Raw logits have a standard deviation of about 3 here, so the cap bends most of them.
-        "final_logit_softcapping": 5.0,
-        "initializer_range": 0.4,
-    },
-    "mixtral": {
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "output_router_logits": True,
-        "router_aux_loss_coef": 0.1,
-        # The default grouped kernel has no fp64, which tests that compare gradients like to use.
-        "experts_implementation": "eager",
-    },
-    "cohere": {"logit_scale": 0.5},
-    "granite": {
-        "logits_scaling": 0.5,
-        "embedding_multiplier": 3.0,
-        "residual_multiplier": 0.5,
-        "attention_multiplier": 0.5,
-    },
-}
-
-FAMILIES = tuple(_FAMILIES)
-
 
 def tiny_model(
     family: str, *, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0, **overrides: Any
@@ -80,15 +40,15 @@ def tiny_model(
     That leaves out Gemma 2, which has no other attention.
 
     Args:
-        family: One of `FAMILIES`.
+        family: A key of `FAMILIES` or `PADDED_ONLY`.
         tokenizer: Gives the vocabulary size and the ids of the special tokens; without it the vocabulary has
             128 tokens with bos 1, eos 2 and no pad.
         seed: The same seed gives the same weights; the global random state is left as it was.
         **overrides: Configuration values, in `transformers`' common names (`num_hidden_layers=1`,
             `sliding_window=None`, `attn_implementation="eager"`, ...).
     """
-    settings = _SIZES | _FAMILIES[family] | _token_ids(tokenizer) | overrides
-    if family == "gpt2":
+    settings = _SIZES | (FAMILIES | PADDED_ONLY)[family] | _token_ids(tokenizer) | overrides
+    if family in ("gpt2", "gpt_bigcode"):
         settings = _gpt2_names(settings)
     config = AutoConfig.for_model(family, **settings)
     with torch.random.fork_rng(devices=[]):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+
+Layout = Literal["auto", "padded", "shared_prefix"]
+"""What may be asked for; auto is shared_prefix where the model gives the same numbers."""
 
 
 class TokenizedPair(NamedTuple):

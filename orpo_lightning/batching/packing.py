@@ -87,7 +87,10 @@ def split_step(step: Tensor, lengths: Tensor, split: Split) -> list[list[list[in
     if not split.sort and split.tokens_per_batch is None:
         slots = deal(step, batch_size=split.batch_size, world_size=split.world_size)
         return [slots[rank :: split.world_size] for rank in range(split.world_size)]
-    order = largest_first(lengths, split.layout_tokens)
+    # Which pairs share a micro-batch must not depend on the layout if no budget says so: a mixture of experts
+    # has a loss of each micro-batch as a whole.
+    sort_by = padded_tokens if split.tokens_per_batch is None else split.layout_tokens
+    order = largest_first(lengths, sort_by)
     step, lengths = step[order], lengths[order]
     if split.tokens_per_batch is None:
         batches = deal(step, batch_size=split.batch_size, world_size=split.world_size)

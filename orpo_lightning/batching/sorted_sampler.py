@@ -101,7 +101,9 @@ def plan_validation(
     elif tokens is not None:
         tokens = 4 * tokens
     else:
-        # Not more than twice the pairs of the longest need: as many as fit of the shorter ones.
+        # Not more than twice the pairs of the longest need: as many as fit of the shorter ones. The same in
+        # every layout, as in training without a budget.
+        layout_tokens = padded_tokens
         largest = int(tokens_alone(lengths, layout_tokens).max()) if len(lengths) else 1
         tokens = 2 * pairs * max(1, largest)
     rank, world_size = ranks

@@ -30,4 +30,8 @@ COMMANDS = {
         "look at the data before training: what is in it, what is wrong with it",
         "orpo_lightning.commands.inspect:main",
     ),
+    "plan": Command(
+        "memory and time of a configuration, for every GPU, from config.json alone",
+        "orpo_lightning.commands.plan:main",
+    ),
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orpo_lightning import runfolder
-from orpo_lightning.cli_errors import debugging, explain
-from orpo_lightning.errors import UserError
+from orpo_lightning.cli_errors import report
 
 
 def guarded(command: Callable[[], int], *, quiet: bool = False) -> int:
@@ -23,11 +22,4 @@ def guarded(command: Callable[[], int], *, quiet: bool = False) -> int:
         runfolder.PACKAGE_LOGGER.error("interrupted")
         return 130
     except (Exception, SystemExit) as error:
-        if debugging() and not isinstance(error, SystemExit):
-            raise
-        code, line = explain(error)
-        if line:
-            runfolder.PACKAGE_LOGGER.error(line)
-        if not isinstance(error, (UserError, SystemExit)):
-            runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
-        return code
+        return report(error)

@@ -167,6 +167,8 @@ def _make(folder: Path, rows: Rows, tokenizer: Any, reading: Reading, stop_at_br
             if broken and stop_at_broken:
                 broken += [item for item in items if isinstance(item, LeftOut) and item.is_broken]
                 _refuse_broken(broken, None)
+    if found.unused:
+        notes.append(f"columns not used: {', '.join(map(repr, found.unused))}")
     info = writer.info(rows.source, found.shape or "", notes)
     (folder / INFO).write_text(json.dumps(asdict(info)), encoding="utf-8")
 

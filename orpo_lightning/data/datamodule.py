@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 
-from orpo_lightning.batching.costs import padded_tokens
-from orpo_lightning.batching.padded import pad_pairs
-from orpo_lightning.batching.sampler import Loader, PlannedSampler
+from orpo_lightning.batching.base import Layout
+from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler
 from orpo_lightning.batching.sorted_sampler import SortedSampler, plan_validation
 from orpo_lightning.data.cache import Reading, default_cache_dir
 from orpo_lightning.data.checks import (
@@ -24,6 +23,7 @@ from orpo_lightning.data.checks import (
     share_or_source,
 )
 from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
 from orpo_lightning.data.preparation import Cleaning, Preparation, Split
 from orpo_lightning.data.report import SplitReport
@@ -78,6 +78,8 @@ class PreferenceDataModule(LightningDataModule):
         repeated_prompt: "strip" takes a prompt off answers that begin with it; "keep" reports them.
         allow_empty_prompt: Keep pairs without a prompt.
         changed_data: What happens on resuming with other training data: "stop", or "accept" it.
+        layout: How pairs are laid out for the model: "padded", a row for each sequence; "shared_prefix", each
+            prompt computed once and nothing padded; "auto", the latter where the model gives equal numbers.
         batch_size: Pairs in one micro-batch on one device; an optimizer step has batch_size x
             trainer.accumulate_grad_batches x devices of them.
         tokens_per_batch: Most tokens of a micro-batch, padding included. A step keeps its pairs and is split
@@ -119,6 +121,7 @@ class PreferenceDataModule(LightningDataModule):
         repeated_prompt: Literal["keep", "strip"] = "keep",
         allow_empty_prompt: bool = False,
         changed_data: Literal["stop", "accept"] = "stop",
+        layout: Layout = "auto",
         batch_size: int = 2,
         tokens_per_batch: int | None = None,
         validation_batch_size: int | None = None,
@@ -147,6 +150,7 @@ class PreferenceDataModule(LightningDataModule):
         }
         self.cleaning = Cleaning(on_error, max_dropped, duplicates, contradictions, repeated_prompt)
         self.changed_data = changed_data
+        self.layout: Layout = layout
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.validation_batch_size = validation_batch_size
         self.validation_budget = parse_budget(validation_budget)
@@ -169,6 +173,7 @@ class PreferenceDataModule(LightningDataModule):
         refuse_small(0, num_workers=num_workers)
         refuse_share(max_dropped=max_dropped)
         refuse_choice(("proportional", "equal"), mix=mix)
+        refuse_choice(("auto", "padded", "shared_prefix"), layout=layout)
         refuse_choice(("stop", "skip"), on_error=on_error)
         refuse_choice(("stop", "accept"), changed_data=changed_data)
         refuse_choice(("keep", "drop"), duplicates=duplicates, contradictions=contradictions)
@@ -245,13 +250,13 @@ class PreferenceDataModule(LightningDataModule):
         """Return this rank's micro-batches, from where a loaded checkpoint stopped."""
         if self.train_dataset is None:
             raise UsageError("data.train is not set; name a file or a hub id")
-        self._require_own_sampler()
+        require_own_sampler(self.trainer)
         plan = PlannedSampler(
             self.train_dataset.lengths,
             **self._plan(),
-            rank=self._rank(),
+            rank=rank_of(self.trainer),
             tokens_per_batch=self.tokens_per_batch,
-            layout_tokens=padded_tokens,
+            layout_tokens=tokens_of(self._collate()),
         )
         if self._position is not None:
             refuse_other_run(self._position, self._whereabouts(), self.changed_data)
@@ -349,26 +354,21 @@ class PreferenceDataModule(LightningDataModule):
         return parts_of(sources, reading, f"data.{split}", self.mix if split == "train" else None)
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
-        known = (self.processor.pad_token_id, self.processor.eos_token_id, 0)
-        collate = partial(pad_pairs, pad_id=next(token for token in known if token is not None))
         on_gpu = torch.cuda.is_available()
-        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
+        return Loader(pairs, plan, self._collate(), num_workers=self.num_workers, pin_memory=on_gpu)
+
+    def _collate(self) -> Collate:
+        return choose_collate(self.layout, self.trainer, self.processor)
 
     def _sorted_plan(self, pairs: PairTable) -> SortedSampler:
-        self._require_own_sampler()
+        require_own_sampler(self.trainer)
         return plan_validation(
             pairs.lengths,
             batch_size=self.validation_batch_size,
             training=(self.batch_size, self.tokens_per_batch),
-            layout_tokens=padded_tokens,
-            ranks=(self._rank(), self._world_size()),
+            layout_tokens=tokens_of(self._collate()),
+            ranks=(rank_of(self.trainer), world_size_of(self.trainer)),
         )
-
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
 
     def _plan(self) -> dict[str, Any]:
         """Return what decides which micro-batch comes when, but for rank and epoch."""
@@ -378,7 +378,7 @@ class PreferenceDataModule(LightningDataModule):
         return {
             "batch_size": self.batch_size,
             "accumulate": 1 if trainer is None else trainer.accumulate_grad_batches,
-            "world_size": self._world_size(),
+            "world_size": world_size_of(self.trainer),
             "shuffle": self.shuffle and not overfits,
             "seed": self.seed,
             "mixture": self.preparation.mixture(),
@@ -389,12 +389,3 @@ class PreferenceDataModule(LightningDataModule):
         assert self.train_dataset is not None
         data = {"source": self.train_dataset.name, "fingerprint": self.train_dataset.fingerprint()}
         return data | self._plan()
-
-    def _require_own_sampler(self) -> None:
-        """Stop before Lightning replaces the plan, after which ranks would no longer agree on their steps."""
-        if self.trainer is None or self.trainer.world_size == 1:
-            return
-        if self.trainer._accelerator_connector.use_distributed_sampler:
-            raise UsageError(
-                "trainer.use_distributed_sampler must be false: this data module shares out the pairs itself"
-            )

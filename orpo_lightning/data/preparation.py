@@ -16,7 +16,7 @@ from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.parts import Part
 from orpo_lightning.data.report import SplitReport, make_report
 from orpo_lightning.data.splits import split_by_prompt
-from orpo_lightning.data.table import PairTable
+from orpo_lightning.data.table import Dropped, PairTable
 from orpo_lightning.data.validation import ValidationPairs
 from orpo_lightning.errors import DataError
 
@@ -67,7 +67,7 @@ class Preparation:
 
     def read(self, split: Split) -> None:
         """Tokenise the sources of a split into the cache."""
-        self._table("train" if split == "validation" and self._held_out else split)
+        self.usable("train" if split == "validation" and self._held_out else split)
 
     @property
     def train(self) -> PairTable | None:
@@ -88,7 +88,7 @@ class Preparation:
         Args:
             beside_train: leave out pairs that are trained on; needs the training pairs.
         """
-        table = self._sides[1] if self._held_out else self._table("validation")
+        table = self.held_out if self._held_out else self.usable("validation")
         if table is None:
             return None
         if beside_train and not self._held_out and self.train is not None:
@@ -103,12 +103,34 @@ class Preparation:
 
     def test(self) -> PairTable | None:
         """Return the pairs to test on; None where there are none."""
-        return self._table("test")
+        return self.usable("test")
+
+    @property
+    def held_out(self) -> PairTable | None:
+        """The share of the training pairs to validate on; None where validation has sources of its own."""
+        return self._sides[1]
+
+    def weights(self, split: Split) -> list[float | None]:
+        """Return the mixture's weight of each source of a split that is open."""
+        return self._weights[split]
+
+    def removed(self, split: Split) -> dict[str, Dropped]:
+        """Return what was taken out of an open split because of other pairs, by reason."""
+        return counted(self._removed[split])
+
+    def usable(self, split: Split) -> PairTable | None:
+        """Return all usable pairs of a split's sources; None where there is no such split."""
+        if split not in self._tables:
+            parts = self._parts(split)
+            self._weights[split] = [part.weight for part in parts]
+            self._removed[split] = {}
+            self._tables[split] = self._open(split, parts) if parts else None
+        return self._tables[split]
 
     def report(self, split: Split, table: PairTable) -> SplitReport:
         """Return what a split that is open holds, and what was left out of its sources."""
         source: Split = "train" if split == "validation" and self._held_out else split
-        return make_report(table, self._tokenizer(), counted(self._removed[source]), self._weights[source])
+        return make_report(table, self._tokenizer(), self.removed(source), self._weights[source])
 
     def left_out(self) -> Iterator[dict[str, Any]]:
         """Yield split, where, reason, detail, row and rows of all that was left out of open splits."""
@@ -139,7 +161,7 @@ class Preparation:
     @cached_property
     def _sides(self) -> tuple[PairTable | None, PairTable | None]:
         """What of `train` is trained on and what is held out."""
-        table = self._table("train")
+        table = self.usable("train")
         if table is None or not self._held_out:
             return table, None
         prompts = table.keys[:, 0]
@@ -147,15 +169,6 @@ class Preparation:
             raise DataError(f"{table.name}: all pairs have the same prompt, so none can be held out")
         kept, held_out = split_by_prompt(prompts, self._held_out, self._seed)
         return table.select(kept), table.select(held_out)
-
-    def _table(self, split: Split) -> PairTable | None:
-        """Return all usable pairs of a split's sources; None where there is no such split."""
-        if split not in self._tables:
-            parts = self._parts(split)
-            self._weights[split] = [part.weight for part in parts]
-            self._removed[split] = {}
-            self._tables[split] = self._open(split, parts) if parts else None
-        return self._tables[split]
 
     def _open(self, split: Split, parts: Sequence[Part]) -> PairTable:
         stored = []

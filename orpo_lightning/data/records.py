@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+from orpo_lightning.data.columns import rename, unused_columns
 from orpo_lightning.data.left_out import LeftOut, broken
 from orpo_lightning.data.shapes import Shape, named_shapes, recognise
 from orpo_lightning.data.shapes.base import Opinion, PreferenceRecord
 from orpo_lightning.data.shapes.plain import split_shared_prefix
 from orpo_lightning.data.shapes.unpaired import Waiting
-from orpo_lightning.data.values import kind, names
+from orpo_lightning.data.values import kind
 from orpo_lightning.errors import DataError
 
 __all__ = ["PreferenceRecord", "Records", "split_shared_prefix", "to_record"]
@@ -48,6 +48,8 @@ class Records:
         """Read nothing yet."""
         self.shape: str | None = None
         """The shape's name, once the first row was read."""
+        self.unused: list[str] = []
+        """Columns of that row that say nothing under this shape."""
         self._rows, self._origin, self._columns = rows, origin, columns
         self._asked = None if shape is None else named_shapes(shape)
 
@@ -65,6 +67,7 @@ class Records:
         self.shape = shape.name
         # A shape that was asked for is read whatever else a row holds.
         without = frozenset() if self._asked else shape.without
+        self.unused = self._unused(shape, *before[-1])
         waiting = Waiting()
         for item in chain(before, rows):
             if isinstance(item, LeftOut):
@@ -111,6 +114,10 @@ class Records:
             raise error
         return None
 
+    def _unused(self, shape: Shape, row: Any, where: str) -> list[str]:
+        values = rename(row, self._columns, where)
+        return unused_columns(values, lambda some: shape.read(some, where))
+
     def _read(
         self, shape: Shape, without: frozenset[str], row: Any, where: str
     ) -> PreferenceRecord | LeftOut | Opinion:
@@ -139,27 +146,6 @@ def to_record(row: Any, where: str, shape: str | None = None) -> PreferenceRecor
     if isinstance(read, Opinion):
         raise DataError(f"{where}: a row of shape {found.name} is half a pair; its other half is another row")
     return read
-
-
-def rename(row: Any, columns: Mapping[str, str] | None, where: str) -> Any:
-    """Return a row whose mapped columns stand under our names, in place of what stood there.
-
-    Raises:
-        DataError: a mapped column is not there.
-    """
-    if not columns or not isinstance(row, Mapping):
-        return row
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            close = difflib.get_close_matches(theirs, [key for key in row if isinstance(key, str)], n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise DataError(
-                f"{where}: data.columns maps {ours!r} to {theirs!r}, and there is no such column{hint}; "
-                f"the columns are {names(row)}"
-            )
-    gone = set(columns.values())
-    kept = {key: value for key, value in row.items() if key not in gone}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
 def _shape_of(row: Any, where: str, asked: list[Shape] | None) -> Shape:

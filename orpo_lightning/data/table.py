@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -102,9 +103,12 @@ class StoredPairs:
         sizes = self.lengths.sum(dim=1)
         self.offsets = sizes.cumsum(0) - sizes
 
-    def places(self) -> list[str]:
-        """Return where each pair's row stands, as `file:line`."""
-        return (self.folder / PLACES).read_text(encoding="utf-8").splitlines()
+    def places(self, pairs: Collection[int]) -> dict[int, str]:
+        """Return where the rows of these pairs stand, as `file:line`, without holding those of all others."""
+        wanted = frozenset(pairs)
+        with (self.folder / PLACES).open(encoding="utf-8") as file:
+            lines = enumerate(islice(file, max(wanted, default=-1) + 1))
+            return {number: line.rstrip("\n") for number, line in lines if number in wanted}
 
 
 def _map(folder: Path, name: str, info: TableInfo) -> np.ndarray[Any, Any]:
@@ -191,9 +195,12 @@ class PairTable(Sequence[TokenizedPair]):
 
     def places(self) -> list[str]:
         """Return where the row of each pair stands, as `file:line`."""
-        places = [source.places() for source in self.sources]
-        pairs = zip(self.source_of.tolist(), self.row.tolist(), strict=True)
-        return [places[source][index] for source, index in pairs]
+        pairs = list(zip(self.source_of.tolist(), self.row.tolist(), strict=True))
+        places = [
+            source.places([row for of, row in pairs if of == number])
+            for number, source in enumerate(self.sources)
+        ]
+        return [places[source][row] for source, row in pairs]
 
     def fingerprint(self) -> str:
         """Return a hash of the pairs and their order."""

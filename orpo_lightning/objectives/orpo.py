@@ -49,11 +49,10 @@ class ORPO(Objective):
     Args:
         beta: weight of the odds-ratio term: the paper's lambda, the authors' code's alpha.
         nll_scope: which tokens of the chosen sequence the NLL is over: "sequence" is prompt and answer (TRL,
-        the
-            authors' code), "completion" the answer alone (LLaMA-Factory).
+            the authors' code), "completion" the answer alone (LLaMA-Factory).
         nll_reduction: "token" is the mean over all NLL tokens of the optimizer batch (TRL, there per
-        micro-batch),
-            "sequence" the mean over pairs of each pair's mean (the paper's Eq. 1 and 2, LLaMA-Factory).
+            micro-batch), "sequence" the mean over pairs of each pair's mean (the paper's Eq. 1 and 2,
+            LLaMA-Factory).
     """
 
     beta: float = 0.1

@@ -32,7 +32,7 @@ def inspect_page(report: Report) -> str:
         maker=f"{report.get('package') or ''} · inspect",
         title=title(report),
         headline=headline(report),
-        failed=[(check, taken(noticed, str(check.get("name")))) for check in failed(report)],
+        failed=[(check, _places(report, noticed, str(check.get("name")))) for check in failed(report)],
         remarks=[(name, places) for name, places in noticed.items() if places],
         figures=figures(report),
         keys=keys(report),
@@ -97,6 +97,16 @@ def remarks(report: Report) -> dict[str, list[Place]]:
             both = between.replace("_", " and ")
             note("prompts that two splits share", both, shared["shared_prompts"], "across")
     return found
+
+
+def _places(report: Report, noticed: dict[str, list[Place]], check: str) -> list[Place]:
+    """Return where the page shows a failed check; what is no longer there was left out with its rows."""
+    there = taken(noticed, check)
+    split = check.rpartition(": ")[0]
+    left_out = ((splits(report).get(split) or {}).get("rows") or {}).get("left_out")
+    if there or not left_out:
+        return there
+    return [Place(split, f"{number(left_out)} left out of {split}", f"{keys(report)[split]}-rows")]
 
 
 def taken(noticed: dict[str, list[Place]], check: str) -> list[Place]:

@@ -285,6 +285,8 @@ def test_d39_other_columns_and_another_order_of_keys_change_nothing(prepare: Pre
     assert spoken(data) == said(texts())
     assert data.train_dataset.fingerprint() == plain.train_dataset.fingerprint()
     assert left_out(data) == []
+    # Said once, in the line that the header prints; "source" holds nothing in this row.
+    assert str(data.report()["train"]).count("columns not used: '日本', 'größe', 'id'") == 1
 
 
 def test_d39_keys_of_any_script_may_be_named_in_the_column_map(prepare: Prepare, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def describe(lengths: Numbers) -> dict[str, Any]:
     step = 2 ** max(0, math.ceil(math.log2(max(high, 1) / _BARS)))
     edges = [step * number for number in range(int(high // step) + 2)]
     if most >= edges[-1]:
-        edges.append(most + 1)
+        # No narrower than the others, or a bar of the few longest would look like a peak of its own.
+        edges.append(max(most + 1, edges[-1] + step))
     return {
         "edges": edges,
         "counts": np.histogram(lengths, edges)[0].tolist(),

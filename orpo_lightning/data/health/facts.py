@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from orpo_lightning.data.checks import ASKED_FOR
-from orpo_lightning.data.curation import counted, without_pairs_of
+from orpo_lightning.data.curation import without_pairs_of
 from orpo_lightning.data.health.distributions import share
 from orpo_lightning.data.health.split import SplitFacts
 from orpo_lightning.data.preparation import Preparation, Split
@@ -52,16 +52,16 @@ def _of_train(preparation: Preparation) -> SplitFacts | None:
     if table is None:
         return None
     facts = _with_sources(preparation, "train", table)
-    held_out = preparation._sides[1]
+    held_out = preparation.held_out
     # What is held out is accounted for where it is used; what is left out of the source, here.
     return facts if held_out is None else facts._replace(read=facts.read - rows_of(held_out))
 
 
 def _of_validation(preparation: Preparation) -> SplitFacts | None:
-    held_out = preparation._sides[1]
+    held_out = preparation.held_out
     if held_out is not None:
-        return SplitFacts(held_out, {}, rows_of(held_out), preparation._weights["train"], is_share=True)
-    whole = preparation._table("validation")
+        return SplitFacts(held_out, {}, rows_of(held_out), preparation.weights("train"), is_share=True)
+    whole = preparation.usable("validation")
     if whole is None:
         return None
     preparation.validation(beside_train=True)  # so that its list of what is left out has these pairs too
@@ -71,8 +71,8 @@ def _of_validation(preparation: Preparation) -> SplitFacts | None:
 
 def _with_sources(preparation: Preparation, split: Split, table: PairTable) -> SplitFacts:
     infos = [source.info for source in table.sources]
-    dropped = merged([*(info.dropped for info in infos), counted(preparation._removed[split])])
-    return SplitFacts(table, dropped, sum(info.rows for info in infos), preparation._weights[split])
+    dropped = merged([*(info.dropped for info in infos), preparation.removed(split)])
+    return SplitFacts(table, dropped, sum(info.rows for info in infos), preparation.weights(split))
 
 
 def merged(parts: Iterable[Mapping[str, Dropped]]) -> dict[str, Dropped]:

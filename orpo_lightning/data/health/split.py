@@ -86,7 +86,7 @@ def examine_split(facts: SplitFacts, tokenizer: Any, rules: Rules) -> dict[str, 
         "overlap": alike.as_report(),
         "scripts": [] if facts.is_share else _scripts(facts.infos),
         "margins": describe_margins(margins),
-        "stop_tokens": [] if facts.is_share else _stop_tokens(facts.infos, tokenizer),
+        "stop_tokens": stop_tokens(table, tokenizer),
     }
     part["hints"] = hints(part, lengths, margins)
     return part
@@ -182,9 +182,16 @@ def _scripts(infos: Sequence[TableInfo]) -> list[dict[str, Any]]:
     return [{"script": name, "share": share(n, counts.total())} for name, n in counts.most_common()]
 
 
-def _stop_tokens(infos: Sequence[TableInfo], tokenizer: Any) -> list[dict[str, Any]]:
+def stop_tokens(table: PairTable, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return which tokens end the answers that were not cut, the most frequent first."""
+    ends = table.offsets + table.lengths.sum(dim=1)
+    lasts = ((ends - table.lengths[:, 2], flags.CHOSEN_CUT), (ends, flags.REJECTED_CUT))
     counts: Counter[int] = Counter()
-    for info in infos:
-        counts.update(info.stop_tokens)
-    names = tokenizer.convert_ids_to_tokens(list(counts))
-    return [{"token": name, "answers": n} for name, n in zip(names, counts.values(), strict=True)]
+    for number, source in enumerate(table.sources):
+        of_source = table.source_of.numpy() == number
+        for behind, cut in lasts:
+            whole = of_source & (table.flags & cut == 0)
+            counts.update(source.tokens[behind.numpy()[whole] - 1].tolist())
+    found = counts.most_common()
+    names = tokenizer.convert_ids_to_tokens([token for token, _ in found])
+    return [{"token": name, "answers": count} for name, (_, count) in zip(names, found, strict=True)]

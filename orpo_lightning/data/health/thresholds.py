@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from orpo_lightning.data.curation import CONTRADICTED, DUPLICATE
 from orpo_lightning.data.health.distributions import share
 from orpo_lightning.data.health.findings import CONTRADICTIONS, DUPLICATES, NEARLY_SAME, REPEATED_PROMPT
+from orpo_lightning.data.limits import BEYOND_LIMITS
 
 Part = Mapping[str, Any]
 
@@ -48,6 +49,12 @@ THRESHOLDS = (
         0,
         lambda part: sum(one["rows"] for one in part["left_out"] if one["broken"]),
         "A row that cannot be read stops training, and what made it may have spoilt others: mend the file.",
+    ),
+    Threshold(
+        "rows beyond the limits",
+        0.2,
+        lambda part: share(sum(_rows(part, reason) for reason in BEYOND_LIMITS), part["rows"]["read"]),
+        "What is left is the short part of the data: raise data.max_length, or set data.overlong truncate.",
     ),
     Threshold(
         "exact duplicates",

@@ -1,0 +1,91 @@
+"""Says, when memory runs out, what the batch was, what was planned for it, and what would fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import lightning
+import torch
+
+from orpo_lightning.batching import PairBatch
+from orpo_lightning.errors import is_out_of_memory
+from orpo_lightning.planning.base import Batch, Optimizer
+from orpo_lightning.planning.out_of_memory import Facts, lines
+from orpo_lightning.planning.settings import training_of
+from orpo_lightning.planning.shapes import read_model
+
+log = logging.getLogger(__name__)
+
+
+class MemoryReport(lightning.Callback):
+    """Adds notes to an out-of-memory error of a step; the command line prints them in its place."""
+
+    def __init__(self) -> None:
+        """Start without a batch."""
+        self._batch: Batch | None = None
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the batch's sizes, never its tensors."""
+        self._batch = sizes(batch) if isinstance(batch, PairBatch) else None
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Add the notes."""
+        if not is_out_of_memory(exception) or self._batch is None or not trainer.training:
+            return
+        try:
+            notes = lines(facts_of(trainer, pl_module, self._batch))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a module of another make
+            log.debug("no plan for this module: %s", error)
+            return
+        exception.add_note("\n".join(notes))
+
+
+def sizes(batch: PairBatch) -> Batch:
+    """Return a batch's sizes."""
+    rows, width = batch.model_inputs["input_ids"].shape
+    targets, tokens = batch.target_ids.shape[0], rows * width
+    flat = batch.model_inputs.get("shared_prefix")
+    if flat is not None:
+        rows, width = 2 * batch.num_pairs, flat.longest
+    return Batch(batch.num_pairs, tokens, targets, rows, width, masked=flat is None, flat=flat is not None)
+
+
+def facts_of(trainer: Any, module: Any, batch: Batch) -> Facts:
+    """Return what is known of a run that is out of memory."""
+    settings = module.hparams
+    model = read_model(module.model.config, settings["lora_targets"])
+    name, budget = _device(module.device)
+    optimizer = trainer.optimizers[0]
+    training = training_of(
+        precision=trainer.precision,
+        quantization=settings["quantization"],
+        dtype=settings["dtype"],
+        lora_r=settings["lora_r"],
+        lora_dropout=settings["lora_dropout"],
+        lora_variant=settings["lora_variant"],
+        trained_rows=len(settings["trainable_tokens"] or []),
+        optimizer=Optimizer(
+            type(optimizer).__name__,
+            rank=next((group["rank"] for group in optimizer.param_groups if "rank" in group), 0),
+            momentum=bool(optimizer.defaults.get("momentum")),
+        ),
+        gradient_checkpointing=bool(settings["gradient_checkpointing"]),
+        layers=len(model.layers),
+        accumulate=trainer.accumulate_grad_batches,
+        attention=module.attention_choice.value,
+        device=module.device.type,
+    )
+    return Facts(model, training, batch, trainer.accumulate_grad_batches, name, budget)
+
+
+def _device(device: torch.device) -> tuple[str, int]:
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return facts.name, facts.total_memory
+    return device.type.upper(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
