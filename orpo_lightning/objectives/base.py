@@ -25,9 +25,15 @@ class Mean(NamedTuple):
     """What each pair adds to both; without it no interval can be given."""
 
     @classmethod
-    def over(cls, sums: Tensor, counts: Tensor) -> Mean:
-        """Return the mean of what B pairs add to its sum and count, (B,) each."""
-        return cls(sums.sum(), counts.sum(), PairShares(sums.detach(), counts.detach()))
+    def over(cls, sums: Tensor, counts: Tensor, count: Tensor | None = None) -> Mean:
+        """Return the mean of what B pairs add to its sum and count, (B,) each, detached.
+
+        Args:
+            sums: what each adds to the sum.
+            counts: what each adds to the count.
+            count: their sum, where it is at hand.
+        """
+        return cls(sums.sum(), counts.sum() if count is None else count, PairShares(sums, counts))
 
 
 class Term(NamedTuple):
@@ -54,7 +60,7 @@ class Term(NamedTuple):
             step_count: their sum over the whole optimizer step; None where the step is these pairs.
         """
         count = counts.sum()
-        shares = PairShares(sums.detach(), counts.detach())
+        shares = PairShares(sums.detach(), counts)
         return cls(weight, sums.sum(), count, count if step_count is None else step_count, shares)
 
 

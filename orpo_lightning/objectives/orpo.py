@@ -101,12 +101,12 @@ def _metrics(
     beta: float, policy: PairLogps, chosen: Tensor, rejected: Tensor, ratio: Tensor
 ) -> dict[str, Mean]:
     """Return what is logged beside the loss; `chosen` and `rejected` are mean log-probabilities (B,)."""
-    weights = policy.weights
+    weights, pairs = policy.weights, policy.weights.sum()
     longer = torch.sign(policy.chosen_tokens - policy.rejected_tokens) / 2 + 0.5
     saturated = (torch.maximum(chosen, rejected) > -EPSILON).to(weights.dtype)
 
     def over_pairs(values: Tensor) -> Mean:
-        return Mean.over(weights * values, weights)
+        return Mean.over(weights * values, weights, pairs)
 
     def per_token(sums: Tensor, counts: Tensor) -> Mean:
         return Mean.over(-weights * sums.detach(), weights * counts)
