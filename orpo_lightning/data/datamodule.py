@@ -13,15 +13,9 @@ from lightning import LightningDataModule
 from orpo_lightning.batching.base import Layout
 from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler
 from orpo_lightning.batching.sorted_sampler import SortedSampler, plan_validation
+from orpo_lightning.data.arguments import refuse_bad_arguments, share_or_source
 from orpo_lightning.data.cache import Reading, default_cache_dir
-from orpo_lightning.data.checks import (
-    refuse_choice,
-    refuse_impossible_limits,
-    refuse_other_run,
-    refuse_share,
-    refuse_small,
-    share_or_source,
-)
+from orpo_lightning.data.checks import refuse_other_run
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
@@ -136,6 +130,7 @@ class PreferenceDataModule(LightningDataModule):
         """Remember the arguments; nothing is read before `prepare_data`."""
         super().__init__()
         self.save_hyperparameters(logger=False)
+        refuse_bad_arguments(self.hparams)
         self.train, self.validation, self.test = train, share_or_source(validation), test
         self.mix, self.shape, self.columns = mix, shape, columns
         self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
@@ -159,25 +154,12 @@ class PreferenceDataModule(LightningDataModule):
         self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.train_dataset: PairTable | None = None
-        self.validation_dataset: PairTable | None = None
         self.validation_pairs: ValidationPairs | None = None
         self.test_dataset: PairTable | None = None
         self._position: dict[str, Any] | None = None
         self._loader: Loader | None = None
         self.validation_loader: Loader | None = None
         self.measured_size: int | None = None
-        refuse_impossible_limits(max_length, max_prompt_length, overlong)
-        refuse_small(1, batch_size=batch_size, validation_batch_size=validation_batch_size)
-        refuse_small(1, validation_size=validation_size, tokens_per_batch=tokens_per_batch)
-        refuse_choice(("sample", "full"), final_validation=final_validation)
-        refuse_small(0, num_workers=num_workers)
-        refuse_share(max_dropped=max_dropped)
-        refuse_choice(("proportional", "equal"), mix=mix)
-        refuse_choice(("auto", "padded", "shared_prefix"), layout=layout)
-        refuse_choice(("stop", "skip"), on_error=on_error)
-        refuse_choice(("stop", "accept"), changed_data=changed_data)
-        refuse_choice(("keep", "drop"), duplicates=duplicates, contradictions=contradictions)
-        refuse_choice(("keep", "strip"), repeated_prompt=repeated_prompt)
 
     @cached_property
     def processor(self) -> Any:
@@ -268,7 +250,7 @@ class PreferenceDataModule(LightningDataModule):
         """Return this rank's batches of validation, or nothing where there is no validation data."""
         if self.validation_pairs is not None:
             plan = self._sorted_plan(self.validation_pairs.whole)
-            plan.take(self.validation_pairs.chosen)
+            self.validation_pairs.follow_with(plan)
             self.validation_loader = self._loader_of(self.validation_pairs.whole, plan)
             return self.validation_loader
         if self.trainer is not None and self.trainer.state.fn == "validate":
@@ -281,6 +263,11 @@ class PreferenceDataModule(LightningDataModule):
             raise UsageError("data.test is not set; name a file or a hub id")
         return self._loader_of(self.test_dataset, self._sorted_plan(self.test_dataset))
 
+    @property
+    def validation_dataset(self) -> PairTable | None:
+        """The pairs that are validated on; None where there are none."""
+        return None if self.validation_pairs is None else self.validation_pairs.sample
+
     def resize_validation(self, size: int | None, *, keep: bool = False) -> None:
         """Validate on so many pairs from the next validation on; None takes all.
 
@@ -290,13 +277,8 @@ class PreferenceDataModule(LightningDataModule):
         """
         if keep:
             self.measured_size = size
-        if self.validation_pairs is None:
-            return
-        self.validation_pairs.resize(size)
-        self.validation_dataset = self.validation_pairs.sample
-        if self.validation_loader is not None:
-            assert isinstance(self.validation_loader.plan, SortedSampler)
-            self.validation_loader.plan.take(self.validation_pairs.chosen)
+        if self.validation_pairs is not None:
+            self.validation_pairs.resize(size)
 
     def report(self) -> dict[str, SplitReport]:
         """Return what each split that is set up holds, and what was left out."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from orpo_lightning.batching.costs import longest_and_distinct
+from orpo_lightning.batching.sorted_sampler import SortedSampler
 from orpo_lightning.data.splits import stratified_order
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import UsageError
@@ -30,12 +31,20 @@ class ValidationPairs:
         """Draw the order."""
         self.whole = whole
         self.order = stratified_order(longest_and_distinct(whole.lengths)[0], whole.source_of, seed)
+        self._plan: SortedSampler | None = None
         self.size = len(whole)
         self.resize(size)
 
     def resize(self, size: int | None) -> None:
         """Use so many pairs from now on; None takes all."""
         self.size = len(self.whole) if size is None else min(size, len(self.whole))
+        if self._plan is not None:
+            self._plan.take(self.chosen)
+
+    def follow_with(self, plan: SortedSampler) -> None:
+        """Let a plan of batches hold the pairs that are used, also when their number changes."""
+        self._plan = plan
+        plan.take(self.chosen)
 
     @property
     def chosen(self) -> Tensor:
