@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from orpo_lightning.objectives.base import ObjectiveOutput
+from orpo_lightning.intervals import deviations, half_width, interval
+from orpo_lightning.objectives.base import Mean, ObjectiveOutput, PairShares, Term
+
+_NONE = torch.zeros(0)
 
 
 class WeightedMeans(Metric):
@@ -30,8 +34,8 @@ class WeightedMeans(Metric):
 
     def update(self, output: ObjectiveOutput) -> None:
         """Add one micro-batch's sums and counts."""
-        means = {name: (term.sum, term.count) for name, term in output.terms.items()} | output.metrics
-        rows = torch.stack([torch.stack((total.detach(), count.detach())) for total, count in means.values()])
+        means: dict[str, Mean | Term] = {**output.terms, **output.metrics}
+        rows = torch.stack([torch.stack((mean.sum.detach(), mean.count.detach())) for mean in means.values()])
         # fp64 where there is any: token counts of a large validation set pass 2^24.
         rows = rows if rows.device.type == "mps" else rows.double()
         if not self.names:
@@ -55,6 +59,69 @@ class WeightedMeans(Metric):
         """Forget everything."""
         self.names = ()
         super().reset()
+
+
+class IntervalMeans(WeightedMeans):
+    """Weighted means with the 95 % interval of each: `ci_low/NAME` and `ci_high/NAME` beside `NAME`.
+
+    What each pair adds is kept, a few numbers a pair: only so is the loss, a sum of means over pairs and over
+    tokens, given the interval that its terms have together.
+    """
+
+    shares: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.with_shares: tuple[str, ...] = ()
+        self.add_state("shares", [], dist_reduce_fx="cat")
+
+    def update(self, output: ObjectiveOutput) -> None:
+        """Add one batch."""
+        super().update(output)
+        means: dict[str, Mean | Term] = {**output.terms, **output.metrics}
+        shares = {name: mean.pairs for name, mean in means.items() if mean.pairs is not None}
+        self.with_shares = tuple(shares)
+        if shares:
+            rows = torch.stack([torch.stack(pairs, dim=1) for pairs in shares.values()], dim=1)
+            assert isinstance(self.shares, list)
+            self.shares.append(rows if rows.device.type == "mps" else rows.double())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return every mean by name, and its interval where at least two pairs say something of it."""
+        means = super().compute()
+        # Gathered from all ranks they are one tensor already.
+        shares = self.shares if isinstance(self.shares, Tensor) else torch.cat(self.shares or [_NONE])
+        if not len(shares):
+            return means
+        columns = {name: PairShares(*shares[:, i].unbind(1)) for i, name in enumerate(self.with_shares)}
+        intervals = {name: interval(*column) for name, column in columns.items()}
+        intervals["loss"] = self._of_loss(means["loss"], columns)
+        for name, ends in intervals.items():
+            if ends is not None:
+                means |= {f"ci_low/{name}": ends[0].float(), f"ci_high/{name}": ends[1].float()}
+        return means
+
+    def _of_loss(self, loss: Tensor, columns: dict[str, PairShares]) -> tuple[Tensor, Tensor] | None:
+        """Return the interval of the weighted sum of terms; None where a term does not tell its pairs."""
+        if not self.weights.keys() <= columns.keys():
+            return None
+        terms = [columns[name] for name in self.weights]
+        pairs = int(torch.stack([term.counts > 0 for term in terms]).any(dim=0).sum())
+        if pairs < 2:
+            return None
+        moved = torch.stack([deviations(*term) for term in terms], dim=1)
+        weights = torch.tensor(list(self.weights.values()), dtype=moved.dtype, device=moved.device)
+        half = half_width((moved * weights).sum(dim=1), pairs)
+        return loss - half, loss + half
+
+
+def interval_words(metrics: Mapping[str, Any], name: str) -> str:
+    """Return " [low, high]" of a logged value such as val/loss, or nothing where none was logged."""
+    stage, _, rest = name.partition("/")
+    ends = [metrics.get(f"{stage}_{end}/{rest}") for end in ("ci_low", "ci_high")]
+    known = ", ".join(f"{float(end):.4g}" for end in ends if end is not None)
+    return f" [{known}]" if known else ""
 
 
 class Speed:

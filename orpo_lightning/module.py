@@ -15,13 +15,14 @@ from torch import Tensor
 
 from orpo_lightning import hardware, modeling, recomputation
 from orpo_lightning.adapter_state import check_same_weights, trained_parameters
+from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.logps import PairLogps
-from orpo_lightning.metrics import Speed, WeightedMeans
+from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
 from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
 from orpo_lightning.planning.checkpointing import Choice
@@ -98,7 +99,9 @@ class PreferenceModule(lightning.LightningModule):
         self.model: Any = None
         self.strict_loading = False  # a checkpoint holds the trained part only; on_load_checkpoint compares
         self.attention_choice = hardware.Choice(attention, "set by the user")
-        self.train_means, self.val_means, self.test_means = WeightedMeans(), WeightedMeans(), WeightedMeans()
+        self.train_means, self.val_means, self.test_means = WeightedMeans(), IntervalMeans(), IntervalMeans()
+        self.base_logps: BaseLogps | None = None
+        self.validation_name = "val"
         self._speed = Speed()
         self._grad_norm: Tensor | None = None
         self._scorer: Scorer | None = None
@@ -229,6 +232,8 @@ class PreferenceModule(lightning.LightningModule):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Return the micro-batch's loss, scaled so that Lightning's averages give that of the step."""
+        if not batch.num_pairs:  # the step needed fewer micro-batches than it may have
+            return torch.zeros((), device=self.device, requires_grad=True)
         output = self.step(batch)
         self.train_means.update(output)
         self._speed.add(batch.num_pairs, batch.target_ids.shape[0])
@@ -238,8 +243,8 @@ class PreferenceModule(lightning.LightningModule):
         return output.loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Add up the validation metrics."""
-        self.val_means.update(self.step(batch))
+        """Add up the validation metrics, and how far the adapter moved them."""
+        self.val_means.update(with_change(self, batch, batch_idx, self.step(batch)))
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add up the test metrics."""
@@ -256,6 +261,12 @@ class PreferenceModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # Hooks
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Bring what keeps the data module's promises about validation."""
+        from orpo_lightning.callbacks.validation_runs import ValidationRuns
+
+        return [ValidationRuns()]
 
     def on_train_start(self) -> None:
         """Check that the run will train what it should, and start the clock."""
@@ -304,7 +315,7 @@ class PreferenceModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         if not self.trainer.sanity_checking:
-            self._log("val", self.val_means.compute())
+            self._log(self.validation_name, self.val_means.compute())
         self._speed.resume()
 
     def on_test_epoch_end(self) -> None:
@@ -322,7 +333,9 @@ class PreferenceModule(lightning.LightningModule):
             self.log("step", float(self.trainer.global_step))
         # The sums were added up over ranks already: nothing to synchronise.
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in _PROGRESS_BAR, rank_zero_only=False)
+            # Intervals are groups of their own in TensorBoard: val_ci_low/loss.
+            full = f"{stage}_{name}" if name.startswith("ci_") else f"{stage}/{name}"
+            self.log(full, value, prog_bar=name in _PROGRESS_BAR, rank_zero_only=False)
 
     # Checkpoints
 

@@ -84,11 +84,11 @@ class Watch:
             self._profiling.close()
             self._found["kernels"] = largest_kernels(self._profiler.key_averages())
 
-    def validation(self, validate: Callable[[], Any]) -> None:
-        """Run the validation under the clock."""
+    def validation(self, validate: Callable[[], Any], prefix: str = "validation_") -> None:
+        """Run a validation under the clock; its figures' names begin with `prefix`."""
         self._start_clock()
         validate()
-        self._stop_clock("validation_")
+        self._stop_clock(prefix)
 
     def figures(self) -> dict[str, Any]:
         """Return what was measured."""

@@ -32,7 +32,9 @@ class Words(PreferenceDataModule):
         ]
 
 
-def main(base: str, processes: int, batch_size: int, accumulate: int, layout: Layout, out: str) -> None:
+def main(
+    base: str, processes: int, batch_size: int, accumulate: int, tokens: int, layout: Layout, out: str
+) -> None:
     """Fit one optimizer step of twelve pairs, validate, and save gradients and metrics from rank zero."""
     lightning.seed_everything(3)
     module = PreferenceModule(base, lora_r=4, lora_dropout=0.0, lora_init="gaussian")
@@ -40,6 +42,7 @@ def main(base: str, processes: int, batch_size: int, accumulate: int, layout: La
         tokenizer=base,
         layout=layout,
         batch_size=batch_size,
+        tokens_per_batch=tokens or None,
         validation_batch_size=3,
         max_length=128,
         cache_dir=out + ".d",
@@ -61,4 +64,4 @@ def main(base: str, processes: int, batch_size: int, accumulate: int, layout: La
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:])
+    main(sys.argv[1], *map(int, sys.argv[2:6]), *sys.argv[6:])

@@ -209,6 +209,7 @@ def report() -> Report:
                 "tokens": 5417032,
                 "padded_tokens": 5771284,
                 "padded_share": 0.0614,
+                "slowest_device": 1.0132,
             },
             {
                 "layout": "left-padded, random batches",

@@ -51,7 +51,7 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.counts["operations"] += 1
         name = func.overloadpacket.__name__
-        if name in ("mm", "bmm", "addmm", "baddbmm"):
+        if name.removesuffix("_") in ("mm", "bmm", "addmm", "baddbmm"):
             left, right = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
             self.counts["product_flops"] += 2 * left.numel() * right.shape[-1]
         if "scaled_dot_product" in name:

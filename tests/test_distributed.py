@@ -14,12 +14,10 @@ import torch
 HERE = Path(__file__).parent
 
 
-def run(
-    base: str, folder: Path, processes: int, batch_size: int, accumulate: int, layout: str
-) -> dict[str, Any]:
+def run(base: str, folder: Path, processes: int, split: tuple[int, int, int], layout: str) -> dict[str, Any]:
     """Run one optimizer step of twelve pairs in processes of its own and return what rank zero saw."""
-    out = folder / f"{processes}x{batch_size}x{accumulate}.pt"
-    words = [str(value) for value in (base, processes, batch_size, accumulate, layout, out)]
+    out = folder / "found.pt"
+    words = [str(value) for value in (base, processes, *split, layout, out)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"}
     done = subprocess.run(
         [sys.executable, str(HERE / "ddp_run.py"), *words],
@@ -36,17 +34,24 @@ def run(
 @pytest.fixture(scope="module")
 def whole(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the step of one process with all twelve pairs in one padded batch."""
-    return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, 12, 1, "padded")
+    return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, (12, 1, 0), "padded")
 
 
+# Pairs in a micro-batch, micro-batches of a step, and a budget of tokens: under it one process has fewer
+# micro-batches than the other, and both skip some.
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "layout"),
-    [(6, 1, "padded"), (6, 1, "shared_prefix"), (2, 3, "shared_prefix")],
+    ("split", "layout"),
+    [
+        ((6, 1, 0), "padded"),
+        ((1, 6, 200), "padded"),
+        ((2, 3, 0), "shared_prefix"),
+        ((1, 6, 100), "shared_prefix"),
+    ],
 )
 def test_two_processes_have_the_gradients_and_metrics_of_one(
-    whole: dict[str, Any], tiny_base: str, tmp_path: Path, batch_size: int, accumulate: int, layout: str
+    whole: dict[str, Any], tiny_base: str, tmp_path: Path, split: tuple[int, int, int], layout: str
 ) -> None:
-    two = run(tiny_base, tmp_path, 2, batch_size, accumulate, layout)
+    two = run(tiny_base, tmp_path, 2, split, layout)
     assert (whole["world"], two["world"]) == (1, 2)
     assert whole["gradients"].keys() == two["gradients"].keys()
     for name, gradient in whole["gradients"].items():
@@ -56,3 +61,4 @@ def test_two_processes_have_the_gradients_and_metrics_of_one(
         if "per_second" not in name and "skipped" not in name:
             assert two["metrics"][name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
     assert whole["metrics"]["val/length/chosen"] > 0
+    assert whole["metrics"].keys() == two["metrics"].keys() >= {"val_ci_low/loss", "val/logps_change/chosen"}

@@ -15,6 +15,8 @@ FLOORS = {
     "adapter_state": 0,
     "hardware": 0,
     "logps": 0,
+    "intervals": 0,
+    "base_logps": 1,
     "batching": 0,
     "objectives": 0,
     "planning": 0,

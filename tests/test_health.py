@@ -333,6 +333,34 @@ def test_the_padding_of_an_epoch_is_that_of_the_batches_which_fit_would_make(
         assert ours["padded_tokens"] <= random["padded_tokens"]
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_epoch_under_a_budget_is_counted_as_it_is_planned(devices: int) -> None:
+    dice = torch.Generator().manual_seed(1)
+    sizes = torch.randint(1, 40, (61, 3), generator=dice).tolist()
+    pairs = [pair(range(p), range(c), range(r)) for p, c, r in sizes]
+    lengths = pair_lengths(pairs)
+    plan = EpochPlan(1, 8, devices, True, 5, None, 400)
+    data, made, loads = PlannedDataset(pairs), [], []
+    for rank in range(devices):
+        settings = {"batch_size": 1, "accumulate": 8, "world_size": devices, "rank": rank, "seed": 5}
+        batches = list(PlannedSampler(lengths, tokens_per_batch=400, **settings))
+        ids = [
+            pad_pairs(data.__getitems__(b).pairs, pad_id=0).model_inputs["input_ids"] if b.indices else None
+            for b in batches
+        ]
+        made += [one for one in ids if one is not None]
+        times = [0 if one is None else one.numel() * (1 + one.shape[1] / 24_576) for one in ids]
+        loads.append(torch.tensor(times).view(-1, 8).sum(1))
+    ours, random, _ = epoch_costs(lengths, plan)
+    assert ours["padded_tokens"] == sum(one.numel() for one in made)
+    assert ours["micro_batches"] == len(made)
+    assert ours["steps"] == random["steps"] == -(-61 // (8 * devices))
+    assert ours["padded_share"] == pytest.approx(1 - ours["tokens"] / ours["padded_tokens"])
+    by_step = torch.stack(loads)
+    assert ours["slowest_device"] == pytest.approx((by_step.amax(0).sum() / by_step.mean(0).sum()).item())
+    assert (ours["slowest_device"] > 1) == (devices > 1)
+
+
 def test_a_mixture_is_counted_in_the_order_and_number_that_it_is_trained_on() -> None:
     pairs = [pair(range(1 + i % 7), range(1 + i % 5), range(1 + i % 3)) for i in range(30)]
     lengths = pair_lengths(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from reference import orpo_by_hand, pair_sums, random_pairs
 from training import GradientRecorder, loader, make_trainer
 
 from orpo_lightning import ORPO, PreferenceModule
-from orpo_lightning.batching import TokenizedPair
+from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.padded import pair_lengths
+from orpo_lightning.batching.sampler import Loader, PlannedSampler
 from orpo_lightning.errors import CheckpointError, UsageError
 from orpo_lightning.module import run_seed
 
@@ -107,6 +110,34 @@ def test_twelve_pairs_give_the_same_gradient_however_they_are_split(
     whole, split = step_gradients(12, 1), step_gradients(batch_size, accumulate)
     assert whole.keys() == split.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in whole.values())
+    for name, gradient in whole.items():
+        assert torch.allclose(split[name], gradient, rtol=1e-6, atol=1e-6 * gradient.abs().max().item()), name
+
+
+@pytest.mark.parametrize("tokens", [36, 100, 400])
+def test_a_budget_of_tokens_gives_the_same_gradient_and_runs_the_model_only_where_there_are_pairs(
+    tiny_base: str, tokens: int
+) -> None:
+    pairs = random_pairs(12, 100, seed=2)  # rows of up to 18 tokens: 36 hold any pair
+
+    def step(batches: Any, count: int) -> tuple[dict[str, torch.Tensor], int]:
+        lightning.seed_everything(3)
+        recorder = GradientRecorder()
+        trainer = make_trainer(max_steps=1, accumulate_grad_batches=count, callbacks=[recorder])
+        module = module_on(tiny_base, lora_init="gaussian", gradient_checkpointing=False)
+        calls = []
+        module.configure_model()
+        module.model.get_base_model().model.register_forward_hook(lambda *_: calls.append(1))
+        trainer.fit(module, batches)
+        return recorder.gradients, len(calls)
+
+    whole, _ = step(loader(pairs, 12, step=12), 1)
+    lengths = pair_lengths(pairs)
+    plan = PlannedSampler(lengths, batch_size=1, accumulate=12, tokens_per_batch=tokens)
+    used = sum(bool(batch.indices) for batch in plan)
+    split, calls = step(Loader(pairs, plan, partial(pad_pairs, pad_id=0)), 12)
+    assert calls == used + 2  # two prove that backbone and head are the model
+    assert 1 <= used < 12
     for name, gradient in whole.items():
         assert torch.allclose(split[name], gradient, rtol=1e-6, atol=1e-6 * gradient.abs().max().item()), name
 

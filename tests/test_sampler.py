@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.costs import flat_tokens
+from orpo_lightning.batching.packing import deal
 from orpo_lightning.batching.padded import pair_lengths
 from orpo_lightning.batching.sampler import (
     FILLER,
@@ -19,7 +21,6 @@ from orpo_lightning.batching.sampler import (
     PlannedSampler,
     SortedSampler,
     StepTotals,
-    deal,
 )
 
 # Pair i has i % 4 + 1 prompt, i % 3 + 1 chosen and i % 2 + 1 rejected tokens, so its scored tokens are
@@ -82,6 +83,39 @@ def test_a_step_holds_the_same_pairs_and_totals_however_it_is_split(
         assert totals == (len(pairs), sum(i % 4 for i in pairs), sum(i % 3 + 1 for i in pairs))
 
 
+# A pair here has at most 7 tokens a row, so 14 in the padded layout.
+@pytest.mark.parametrize("tokens", [14, 20, 40, 1000])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_budget_changes_neither_the_pairs_nor_the_totals_of_a_step(tokens: int, world_size: int) -> None:
+    settings = {"batch_size": 1, "accumulate": 4, "world_size": world_size, "seed": 3}
+    plain, budgeted = all_ranks(**settings), all_ranks(tokens_per_batch=tokens, **settings)
+    sampler = plan(tokens_per_batch=tokens, **settings)
+    for first in range(0, len(sampler), 4):
+        windows = [
+            [batch for rank in ranks for batch in rank[first : first + 4]] for ranks in (plain, budgeted)
+        ]
+        one, other = ({*indices(window)} - {FILLER} for window in windows)
+        assert one == other
+        assert {batch.totals for batch in windows[0]} == {batch.totals for batch in windows[1]}
+        assert len(windows[1]) == 4 * world_size  # the last window of the epoch too
+    assert len({len(rank) for rank in budgeted}) == 1
+    assert len(budgeted[0]) == len(sampler)
+
+
+def test_under_a_budget_a_step_has_no_more_micro_batches_than_it_needs() -> None:
+    used = [
+        sum(
+            bool(batch.indices)
+            for batch in all_ranks(batch_size=1, accumulate=13, tokens_per_batch=tokens)[0]
+        )
+        for tokens in (14, 28, 1000)
+    ]
+    # 13 pairs of 4, 6, 8, 10, 12 or 14 tokens alone: 104 at least, so 8 or more of 14; two of any in 28.
+    assert used[0] >= 8
+    assert used[1] <= 7
+    assert used[2] == 1
+
+
 def test_a_pair_without_an_answer_counts_in_no_total() -> None:
     pairs = [TokenizedPair([1, 1, 1], [2, 2], [3]), TokenizedPair([1, 1, 1], [2, 2], [])]
     (batch,) = PlannedSampler(pair_lengths(pairs), batch_size=2)
@@ -125,6 +159,13 @@ def test_without_shuffling_pairs_keep_their_order_in_every_epoch() -> None:
         (batches,) = all_ranks(shuffle=False, accumulate=3, epoch=epoch)
         assert [batch.indices for batch in batches[:2]] == [[0, 1], [2, 3]]
         assert indices(batches) == list(range(13))
+
+
+def test_without_a_budget_the_layout_does_not_decide_which_pairs_share_a_micro_batch() -> None:
+    settings = {"batch_size": 3, "accumulate": 4, "seed": 1}
+    assert all_ranks(layout_tokens=flat_tokens, **settings) == all_ranks(**settings)
+    settings |= {"batch_size": 1, "accumulate": 12, "tokens_per_batch": 30}
+    assert all_ranks(layout_tokens=flat_tokens, **settings) != all_ranks(**settings)
 
 
 def test_with_shuffling_the_pairs_of_a_step_come_longest_first() -> None:
@@ -220,6 +261,48 @@ def test_a_fillers_batch_has_no_target_and_no_normaliser_of_its_own() -> None:
     (real,), (filler,) = loaders
     assert filler.target_ids.tolist() == []
     assert filler.normalisers == real.normalisers == (1, 0, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_micro_batch_that_is_skipped_has_no_pair_and_no_target(num_workers: int) -> None:
+    sampler = plan(batch_size=1, accumulate=4, tokens_per_batch=1000)
+    batches = list(load(sampler, num_workers))
+    assert [batch.num_pairs for batch in batches] == [4, 0, 0, 0] * 3 + [1, 0, 0, 0]
+    assert all(batch.target_ids.numel() == 0 for batch in batches if not batch.num_pairs)
+
+
+@pytest.mark.parametrize("seen", range(17))
+def test_a_budgeted_epoch_is_resumed_where_it_stopped(seen: int) -> None:
+    settings = {"batch_size": 1, "accumulate": 4, "tokens_per_batch": 30}
+    sampler = plan(**settings)
+    sampler.resume_at(2, seen)
+    assert list(sampler) == all_ranks(epoch=2, **settings)[0][seen:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_validation_batches_are_filled_with_tokens(world_size: int) -> None:
+    ranks = [
+        SortedSampler(LENGTHS, tokens=30, world_size=world_size, rank=rank) for rank in range(world_size)
+    ]
+    in_turn = [batch.indices for batches in zip(*ranks, strict=True) for batch in batches]
+    real = [batch for batch in in_turn if batch != [FILLER]]
+    assert sorted(chain(*real)) == list(range(13))
+    rows = (LENGTHS[:, 0] + LENGTHS[:, 1:].amax(1)).tolist()
+    sizes = [2 * len(batch) * max(rows[i] for i in batch) for batch in real]
+    assert max(sizes) <= 30
+    # Full: the next pair, the longest that is left, would not have fitted.
+    for batch, following in pairwise(real):
+        longest = max(rows[i] for i in batch)
+        assert 2 * (len(batch) + 1) * max(longest, rows[following[0]]) > 30
+
+
+def test_a_validation_plan_can_be_narrowed_and_widened_between_its_iterations() -> None:
+    sampler = SortedSampler(LENGTHS, batch_size=4)
+    whole = list(sampler)
+    sampler.take(torch.tensor([2, 5, 11]))
+    assert sorted(indices(list(sampler))) == [2, 5, 11]
+    sampler.take(torch.arange(13))
+    assert list(sampler) == whole
 
 
 def test_validation_batches_are_normalised_by_themselves() -> None:

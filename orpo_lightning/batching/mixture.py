@@ -63,5 +63,11 @@ def mixed_order(
     return together[torch.cat(spread).argsort(stable=True)]
 
 
+def most_repeats(mixture: Sequence[tuple[int, float]]) -> int:
+    """Return how often at most one pair comes in an epoch, from the (pairs, weight) of each source."""
+    sizes, weights = zip(*mixture, strict=True)
+    return max(-(-count // size) for size, count in zip(sizes, quotas(sum(sizes), weights), strict=True)) + 1
+
+
 def _pass(size: int, seed: int, number: int, shuffle: bool) -> Tensor:
     return epoch_order(size, seed=seed, epoch=number) if shuffle else torch.arange(size)

@@ -13,29 +13,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from orpo_lightning.batching.base import Normalisers, PairBatch, TokenizedPair
-from orpo_lightning.batching.mixture import epoch_order, mixed_order
+from orpo_lightning.batching.costs import LayoutTokens, padded_tokens
+from orpo_lightning.batching.mixture import epoch_order, mixed_order, most_repeats
+from orpo_lightning.batching.packing import FILLER, Split, check_budget, split_step
 from orpo_lightning.batching.padded import count_targets
+from orpo_lightning.batching.planned import PlannedBatch, StepTotals
+from orpo_lightning.batching.sorted_sampler import SortedSampler
 
-FILLER = -1
-"""Stands in a plan where a rank has no pair left but must run a micro-batch: a pair without weight."""
+__all__ = ["FILLER", "Loader", "PlannedBatch", "PlannedSampler", "SortedSampler", "StepTotals"]
 
 Collate = Callable[..., PairBatch]
 """Called with pairs and `normalisers=`: a layout of orpo_lightning.batching, its other arguments bound."""
 
 
-class StepTotals(NamedTuple):
-    """What `Normalisers` hold, as plain numbers: they cross to worker processes with every micro-batch."""
-
-    pairs: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class PlannedBatch(NamedTuple):
-    """One micro-batch of one rank: which pairs, and the totals of the optimizer step it belongs to."""
-
-    indices: list[int]
-    totals: StepTotals | None
+_EMPTY = TokenizedPair([], [], [])
 
 
 class PlannedPairs(NamedTuple):
@@ -45,43 +36,38 @@ class PlannedPairs(NamedTuple):
     totals: StepTotals | None
 
 
-def micro_batches_per_rank(num_pairs: int, *, batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches of at most `batch_size` each rank needs if all have equally many."""
-    return -(-num_pairs // (batch_size * world_size))
-
-
-def deal(step: Tensor, *, batch_size: int, world_size: int) -> list[list[int]]:
-    """Split one optimizer step's pairs into micro-batches of sizes that differ by at most one.
-
-    Micro-batch j belongs to rank j % world_size. Every rank gets equally many and none is empty: where there
-    are fewer pairs than micro-batches, the last ones hold a filler.
-
-    Args:
-        step: (P,) pair indices, P >= 1.
-        batch_size: most pairs in one micro-batch.
-        world_size: number of ranks.
-    """
-    slots = world_size * micro_batches_per_rank(len(step), batch_size=batch_size, world_size=world_size)
-    return [chunk.tolist() or [FILLER] for chunk in torch.tensor_split(step, slots)]
-
-
 class PlannedSampler(Sampler[PlannedBatch]):
     """Plans an epoch of training as whole optimizer steps of world_size * accumulate * batch_size pairs.
 
     Only the last step may be smaller; every pair is used once, or as often as the mixture says. With
     `shuffle`, each epoch has its own order, and within a step pairs of like length come together: that saves
-    padding, and changes no gradient since a step is normalised as a whole.
+    padding, and changes no gradient since a step is normalised as a whole. Several ranks get micro-batches
+    of like cost (`costs.cost`).
+
+    A budget of tokens changes how a step is split and nothing else. The pairs of a step are what a user
+    chooses, by batch_size times accumulate; a split by tokens must not change them. But Lightning steps after
+    every `accumulate` micro-batches, so each step has exactly that many: those that hold the pairs, as few as
+    the budget allows, and empty ones, which the module skips. So `accumulate` is the most micro-batches
+    that a step may become. (Filling all of them evenly would make them smaller than need be in most steps, as
+    there must be enough for the longest; another number for each step would move all that Lightning counts
+    in micro-batches: validation, checkpoints, the end of an epoch.) A budget under which some step
+    could not be split is refused at the beginning, with values that can: batch_size 1 always does.
 
     Args:
         lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
-        batch_size: pairs in one micro-batch of one rank.
+        batch_size: pairs in one micro-batch of one rank; with a budget, on average if all are needed.
         accumulate: micro-batches of one rank in an optimizer step.
         world_size: number of ranks.
         rank: the one this sampler is for.
-        shuffle: False keeps the pairs in the order they stand in.
+        shuffle: False keeps the pairs in the order they stand in; a budget sorts them within a step.
         seed: with the epoch, all the order depends on.
         mixture: (pairs, weight) of each source, where sources are mixed otherwise than by their sizes; their
             pairs stand one source behind the other.
+        tokens_per_batch: most tokens of a micro-batch, however many pairs that are.
+        layout_tokens: how the layout counts them.
+
+    Raises:
+        UsageError: the budget is too small for the longest pairs.
     """
 
     def __init__(
@@ -95,15 +81,17 @@ class PlannedSampler(Sampler[PlannedBatch]):
         shuffle: bool = True,
         seed: int = 0,
         mixture: Sequence[tuple[int, float]] | None = None,
+        tokens_per_batch: int | None = None,
+        layout_tokens: LayoutTokens = padded_tokens,
     ) -> None:
         """Start at the first micro-batch of epoch 0."""
         self.mixture = mixture
         self.lengths, self.targets = lengths, count_targets(lengths)
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.world_size, self.rank = world_size, rank
-        self.shuffle, self.seed = shuffle, seed
+        self.split = Split(batch_size, accumulate, world_size, shuffle, tokens_per_batch, layout_tokens)
+        self.rank, self.shuffle, self.seed = rank, shuffle, seed
         self.epoch = 0
         self.start, self.start_epoch = 0, 0
+        check_budget(lengths, self.split, 1 if mixture is None else most_repeats(mixture))
 
     @property
     def sampler(self) -> PlannedSampler:
@@ -127,9 +115,7 @@ class PlannedSampler(Sampler[PlannedBatch]):
 
     def __len__(self) -> int:
         """Return the micro-batches of a whole epoch on each rank, whatever a resumed one leaves out."""
-        whole, rest = divmod(len(self.lengths), self._pairs_per_step)
-        last = micro_batches_per_rank(rest, batch_size=self.batch_size, world_size=self.world_size)
-        return whole * self.accumulate + last
+        return self.split.micro_batches(len(self.lengths))
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         """Yield this rank's micro-batches of the epoch."""
@@ -138,17 +124,16 @@ class PlannedSampler(Sampler[PlannedBatch]):
             if number >= skip:
                 yield batch
 
-    @property
-    def _pairs_per_step(self) -> int:
-        return self.world_size * self.accumulate * self.batch_size
+    def steps(self) -> Iterator[tuple[Tensor, list[list[list[int]]]]]:
+        """Yield the pairs of each step of the epoch, and how they are split: [rank][micro-batch][pair]."""
+        for step in self._order().split(self.split.pairs_per_step) if len(self.lengths) else ():
+            yield step, split_step(step, self.lengths[step], self.split)
 
     def _epoch(self) -> Iterator[PlannedBatch]:
-        for step in self._order().split(self._pairs_per_step) if len(self.lengths) else ():
+        for step, ranks in self.steps():
             totals = self._totals(step)
-            by_length = step[_longest_first(self.lengths[step])] if self.shuffle else step
-            slots = deal(by_length, batch_size=self.batch_size, world_size=self.world_size)
-            for slot in slots[self.rank :: self.world_size]:
-                yield PlannedBatch(slot, totals)
+            for batch in ranks[self.rank]:
+                yield PlannedBatch(batch, totals)
 
     def _order(self) -> Tensor:
         if self.mixture is not None:
@@ -164,41 +149,6 @@ class PlannedSampler(Sampler[PlannedBatch]):
         return StepTotals(int((targets[:, 1] > 0).sum()), prompt, chosen)
 
 
-class SortedSampler(Sampler[PlannedBatch]):
-    """Plans validation: every pair once over all ranks, longest first, equally many batches on every rank.
-
-    Longest first, so that a batch too large for the memory fails at once. The batches carry no totals: each
-    is measured by itself, and metrics add up sums and counts.
-
-    Args:
-        lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
-        batch_size: pairs in one batch of one rank.
-        world_size: number of ranks.
-        rank: the one this sampler is for.
-    """
-
-    def __init__(self, lengths: Tensor, *, batch_size: int, world_size: int = 1, rank: int = 0) -> None:
-        """Plan all batches of this rank."""
-        chunks = _longest_first(lengths).split(batch_size) if len(lengths) else ()
-        batches = [chunk.tolist() for chunk in chunks]
-        batches += [[FILLER]] * (-len(batches) % world_size)
-        self.batches = [PlannedBatch(batch, None) for batch in batches[rank::world_size]]
-
-    def __len__(self) -> int:
-        """Return the batches of this rank."""
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[PlannedBatch]:
-        """Yield this rank's batches."""
-        return iter(self.batches)
-
-
-def _longest_first(lengths: Tensor) -> Tensor:
-    """Return the order (n,) that sorts pairs by their longer sequence, falling; equals keep their order."""
-    longer = lengths[:, 0] + lengths[:, 1:].amax(dim=1)
-    return longer.argsort(descending=True, stable=True)
-
-
 class PlannedDataset(Dataset[TokenizedPair]):
     """Looks up the pairs of a micro-batch: DataLoader hands what a batch sampler yields to `__getitems__`."""
 
@@ -212,7 +162,7 @@ class PlannedDataset(Dataset[TokenizedPair]):
 
     def __getitem__(self, index: int) -> TokenizedPair:
         """Return one pair, or the one without weight."""
-        return TokenizedPair([], [], []) if index == FILLER else self.pairs[index]
+        return _EMPTY if index == FILLER else self.pairs[index]
 
     def __getitems__(self, batch: PlannedBatch) -> PlannedPairs:
         """Return the pairs of one micro-batch, with its step's totals."""
@@ -228,7 +178,10 @@ class _CollatePlanned:
     def __call__(self, planned: PlannedPairs) -> PairBatch:
         totals = planned.totals
         normalisers = None if totals is None else Normalisers(*map(torch.tensor, map(float, totals)))
-        return self.collate(planned.pairs, normalisers=normalisers)
+        if planned.pairs:
+            return self.collate(planned.pairs, normalisers=normalisers)
+        # Of no pairs: a module that does not skip it gets a batch it can compute, without a target.
+        return self.collate([_EMPTY], normalisers=normalisers)._replace(num_pairs=0)
 
 
 class Loader(DataLoader[TokenizedPair]):

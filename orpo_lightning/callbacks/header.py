@@ -9,11 +9,14 @@ from typing import Any
 
 import lightning
 
+from orpo_lightning.batching.report import report_plan
+from orpo_lightning.batching.sampler import PlannedSampler
 from orpo_lightning.data.health import Rules, brief, examine, gather
 from orpo_lightning.data.table import DROPPED
 from orpo_lightning.modeling import unlearnable_stop_tokens
 
 log = logging.getLogger(__name__)
+_STEPS_REPORTED = 500
 
 
 class RunHeader(lightning.Callback):
@@ -65,7 +68,8 @@ class RunHeader(lightning.Callback):
             return
         rows = {**model_rows(module), "precision": str(trainer.precision), **data_rows(trainer)}
         if trainer.state.fn == "fit":
-            rows |= {**left_out_rows(trainer), **step_rows(trainer), **stop_token_rows(trainer, module)}
+            rows |= {**left_out_rows(trainer), **step_rows(trainer), **batch_rows(trainer)}
+            rows |= stop_token_rows(trainer, module)
         log.info("%s", aligned({**rows, **self.rows}))
         if trainer.state.fn == "fit":
             for line in suspicious_lines(trainer):
@@ -123,6 +127,14 @@ def stop_token_rows(trainer: Any, module: Any) -> dict[str, str]:
     unlearned = f"the base may never have learned to stop with {', '.join(names)}, nor will LoRA"
     advice = f"set model.trainable_tokens: {names}, or a chat template that ends with the base's own token"
     return {"warning": f"{unlearned}: {advice}"}
+
+
+def batch_rows(trainer: Any) -> dict[str, str]:
+    """Return how the first steps are split and what of it is wasted; nothing for a foreign sampler."""
+    plan = getattr(trainer.train_dataloader, "plan", None)
+    if not isinstance(plan, PlannedSampler):
+        return {}
+    return {"micro-batches": report_plan(plan, _STEPS_REPORTED).words(plan.split)}
 
 
 def step_rows(trainer: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 
+from orpo_lightning.metrics import interval_words
 from orpo_lightning.modeling import causal_model
 
 _PACKAGES = ("orpo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -46,8 +47,10 @@ def _table(left: str, right: str, rows: list[tuple[str, str]]) -> list[str]:
 
 
 def _figures(trainer: lightning.Trainer) -> list[tuple[str, str]]:
-    values = {name: value for name, value in trainer.callback_metrics.items() if "/" in name}
-    return [(name, f"{float(value):.4g}") for name, value in sorted(values.items())]
+    metrics = trainer.callback_metrics
+    values = {name: value for name, value in metrics.items() if "/" in name and "_ci_" not in name}
+    words = {name: f"{float(value):.4g}{interval_words(metrics, name)}" for name, value in values.items()}
+    return sorted(words.items())
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -9,6 +9,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import ProgressBar
 
+from orpo_lightning.metrics import interval_words
+
 log = logging.getLogger(__name__)
 # What a line shows, and how the metric is called after train/, val/ or test/.
 _SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
@@ -69,8 +71,10 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a validation's result."""
         if not trainer.sanity_checking:
-            title = f"validation at step {trainer.global_step}" if trainer.state.fn == "fit" else "validation"
-            self._print(title, _shown(trainer.callback_metrics, "val"))
+            name = getattr(pl_module, "validation_name", "val")
+            title = "validation" if name == "val" else "validation on all pairs"
+            title += f" at step {trainer.global_step}" if trainer.state.fn == "fit" else ""
+            self._print(title, _shown(trainer.callback_metrics, name))
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a test's result."""
@@ -103,5 +107,9 @@ def remaining(steps_done: int, steps_left: float, seconds: float) -> str:
 
 
 def _shown(metrics: dict[str, Any], stage: str) -> list[str]:
-    names = {label: f"{stage}/{name}" for label, name in _SHOWN.items()}
-    return [f"{label} {float(metrics[name]):.4g}" for label, name in names.items() if name in metrics]
+    full = {label: f"{stage}/{name}" for label, name in _SHOWN.items()}
+    return [
+        f"{label} {float(metrics[name]):.4g}{interval_words(metrics, name)}"
+        for label, name in full.items()
+        if name in metrics
+    ]

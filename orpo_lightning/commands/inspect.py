@@ -93,6 +93,7 @@ def _examine(cli: DataCLI, max_dropped: float) -> dict[str, Any]:
         data.shuffle,
         data.seed,
         data.preparation.mixture() if "train" in splits else None,
+        data.tokens_per_batch,
     )
     strict = bool(cli.config.strict)
     rules = Rules.of(data)
@@ -124,6 +125,7 @@ def _settings(cli: DataCLI) -> dict[str, Any]:
         "validation": f"{named:g} of train" if isinstance(named, float) else named,
         "validation_size": data.validation_size,
         "batch_size": data.batch_size,
+        "tokens_per_batch": data.tokens_per_batch,
         "accumulate": trainer.get("accumulate_grad_batches", 1),
         "devices": device_count(trainer),
         "shuffle": data.shuffle,

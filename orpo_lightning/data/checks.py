@@ -9,57 +9,11 @@ from orpo_lightning.data import flags
 from orpo_lightning.data.limits import BEYOND_LIMITS
 from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
 from orpo_lightning.data.table import DROPPED, StoredPairs
-from orpo_lightning.errors import CheckpointError, DataError, UsageError
+from orpo_lightning.errors import CheckpointError, DataError
 
 ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
 """Reasons to leave out a pair that are the user's own settings, and no faults of the data."""
 _MOST_REPEATED_PROMPTS = 0.5
-
-
-def share_or_source(validation: Any) -> Any:
-    """Return a share as a number; the command line hands it over as text."""
-    if isinstance(validation, str):
-        try:
-            validation = float(validation)
-        except ValueError:
-            return validation
-    if isinstance(validation, (int, float)) and not 0 < validation < 1:
-        raise UsageError(f"data.validation: expected a source or a share between 0 and 1, found {validation}")
-    return validation
-
-
-def refuse_share(**values: float) -> None:
-    """Stop at the first `data.` argument that is no share from 0 to 1."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise UsageError(f"data.{name}: expected a share from 0 to 1, found {value}")
-
-
-def refuse_small(least: int, **values: int | None) -> None:
-    """Stop at the first `data.` argument below its least value; None is left open and passes."""
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"data.{name}: expected at least {least}, found {value}")
-
-
-def refuse_impossible_limits(max_length: int, max_prompt_length: int | None, overlong: str) -> None:
-    """Stop where no pair could be within the limits."""
-    refuse_small(2, max_length=max_length)
-    refuse_small(1, max_prompt_length=max_prompt_length)
-    if max_prompt_length is not None and max_prompt_length >= max_length:
-        raise UsageError(
-            f"data.max_prompt_length: expected less than data.max_length ({max_length}), which holds prompt "
-            f"and answer, found {max_prompt_length}"
-        )
-    if overlong not in ("drop", "truncate", "error"):
-        raise UsageError(f"data.overlong: expected drop, truncate or error, found {overlong!r}")
-
-
-def refuse_choice(allowed: tuple[str, ...], **values: str) -> None:
-    """Stop at the first `data.` argument that is none of the allowed words."""
-    for name, value in values.items():
-        if value not in allowed:
-            raise UsageError(f"data.{name}: expected {' or '.join(allowed)}, found {value!r}")
 
 
 def refuse_bad_data(stored: StoredPairs, max_dropped: float, repeated_prompt: str) -> None:

@@ -11,24 +11,20 @@ import torch
 from lightning import LightningDataModule
 
 from orpo_lightning.batching.base import Layout
-from orpo_lightning.batching.sampler import Loader, PlannedSampler, SortedSampler
+from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler
+from orpo_lightning.batching.sorted_sampler import SortedSampler, plan_validation
+from orpo_lightning.data.arguments import refuse_bad_arguments, share_or_source
 from orpo_lightning.data.cache import Reading, default_cache_dir
-from orpo_lightning.data.checks import (
-    refuse_choice,
-    refuse_impossible_limits,
-    refuse_other_run,
-    refuse_share,
-    refuse_small,
-    share_or_source,
-)
+from orpo_lightning.data.checks import refuse_other_run
 from orpo_lightning.data.left_out import LeftOut
-from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, world_size_of
+from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
 from orpo_lightning.data.preparation import Cleaning, Preparation, Split
 from orpo_lightning.data.report import SplitReport
 from orpo_lightning.data.sources import read_rows
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.data.tokenizer import load_tokenizer
+from orpo_lightning.data.validation import FinalValidation, ValidationPairs, parse_budget
 from orpo_lightning.errors import DataError, UsageError
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
@@ -78,9 +74,18 @@ class PreferenceDataModule(LightningDataModule):
         changed_data: What happens on resuming with other training data: "stop", or "accept" it.
         layout: How pairs are laid out for the model: "padded", a row for each sequence; "shared_prefix", each
             prompt computed once and nothing padded; "auto", the latter where the model gives equal numbers.
-        batch_size: Pairs in one micro-batch on one device.
-        validation_batch_size: Pairs in one batch of validation and test; twice batch_size where left out.
-        validation_size: How many pairs to validate on, drawn with the seed; null takes all of them.
+        batch_size: Pairs in one micro-batch on one device; an optimizer step has batch_size x
+            trainer.accumulate_grad_batches x devices of them.
+        tokens_per_batch: Most tokens of a micro-batch, padding included. A step keeps its pairs and is split
+            into as few micro-batches as hold them, at most accumulate_grad_batches: batch_size 1 and
+            accumulate_grad_batches 16 are steps of 16 pairs in one to 16 micro-batches. docs/validation.md
+        validation_batch_size: Pairs in one batch of validation and test. Where left out, batches are filled
+            with four times tokens_per_batch, or with what twice batch_size of the longest pairs have.
+        validation_size: How many pairs to validate on, drawn with the seed, each source and length with its
+            share; null takes all of them.
+        validation_budget: Share of the training time to spend on validation, such as 5%, instead of
+            validation_size: how many pairs that is, is measured at the first validation and then kept.
+        final_validation: "full" validates on all pairs once more when training ends, logged as val_full/.
         shuffle: Give every epoch an order of its own; false keeps the order of the file.
         seed: Decides order, mixture, held-out prompts and validation sample, together with nothing else.
         num_workers: Processes that prepare batches; 0 prepares them in the training process.
@@ -112,8 +117,11 @@ class PreferenceDataModule(LightningDataModule):
         changed_data: Literal["stop", "accept"] = "stop",
         layout: Layout = "auto",
         batch_size: int = 2,
+        tokens_per_batch: int | None = None,
         validation_batch_size: int | None = None,
         validation_size: int | None = 256,
+        validation_budget: str | float | None = None,
+        final_validation: FinalValidation = "sample",
         shuffle: bool = True,
         seed: int = 42,
         num_workers: int = 0,
@@ -122,6 +130,7 @@ class PreferenceDataModule(LightningDataModule):
         """Remember the arguments; nothing is read before `prepare_data`."""
         super().__init__()
         self.save_hyperparameters(logger=False)
+        refuse_bad_arguments(self.hparams)
         self.train, self.validation, self.test = train, share_or_source(validation), test
         self.mix, self.shape, self.columns = mix, shape, columns
         self.tokenizer, self.revision, self.trust_remote_code = tokenizer, revision, trust_remote_code
@@ -137,27 +146,20 @@ class PreferenceDataModule(LightningDataModule):
         self.cleaning = Cleaning(on_error, max_dropped, duplicates, contradictions, repeated_prompt)
         self.changed_data = changed_data
         self.layout: Layout = layout
-        self.batch_size = batch_size
-        self.validation_batch_size = validation_batch_size or 2 * batch_size
-        self.validation_size = validation_size
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.validation_batch_size = validation_batch_size
+        self.validation_budget = parse_budget(validation_budget)
+        self.validation_size = validation_size if self.validation_budget is None else None
+        self.final_validation: FinalValidation = final_validation
         self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.train_dataset: PairTable | None = None
-        self.validation_dataset: PairTable | None = None
+        self.validation_pairs: ValidationPairs | None = None
         self.test_dataset: PairTable | None = None
         self._position: dict[str, Any] | None = None
         self._loader: Loader | None = None
-        refuse_impossible_limits(max_length, max_prompt_length, overlong)
-        refuse_small(1, batch_size=batch_size, validation_batch_size=validation_batch_size)
-        refuse_small(1, validation_size=validation_size)
-        refuse_small(0, num_workers=num_workers)
-        refuse_share(max_dropped=max_dropped)
-        refuse_choice(("proportional", "equal"), mix=mix)
-        refuse_choice(("auto", "padded", "shared_prefix"), layout=layout)
-        refuse_choice(("stop", "skip"), on_error=on_error)
-        refuse_choice(("stop", "accept"), changed_data=changed_data)
-        refuse_choice(("keep", "drop"), duplicates=duplicates, contradictions=contradictions)
-        refuse_choice(("keep", "strip"), repeated_prompt=repeated_prompt)
+        self.validation_loader: Loader | None = None
+        self.measured_size: int | None = None
 
     @cached_property
     def processor(self) -> Any:
@@ -214,10 +216,15 @@ class PreferenceDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenised pairs of a stage; make them first where nobody has."""
         splits = _SPLITS_OF.get(stage, ())
+        if stage == "fit" and (self.validation_budget is not None or self.final_validation == "full"):
+            from orpo_lightning.callbacks.validation_runs import require_validation_runs
+
+            require_validation_runs(self.trainer)
         if "train" in splits:
             self.train_dataset = self.preparation.train
         if "validation" in splits:
-            self.validation_dataset = self.preparation.validation(beside_train="train" in splits)
+            self.validation_pairs = self.preparation.validation(beside_train="train" in splits)
+            self.resize_validation(self.measured_size or self.validation_size)
         if "test" in splits:
             self.test_dataset = self.preparation.test()
 
@@ -226,7 +233,13 @@ class PreferenceDataModule(LightningDataModule):
         if self.train_dataset is None:
             raise UsageError("data.train is not set; name a file or a hub id")
         require_own_sampler(self.trainer)
-        plan = PlannedSampler(self.train_dataset.lengths, **self._plan(), rank=rank_of(self.trainer))
+        plan = PlannedSampler(
+            self.train_dataset.lengths,
+            **self._plan(),
+            rank=rank_of(self.trainer),
+            tokens_per_batch=self.tokens_per_batch,
+            layout_tokens=tokens_of(self._collate()),
+        )
         if self._position is not None:
             refuse_other_run(self._position, self._whereabouts(), self.changed_data)
             plan.resume_at(self._position["epoch"], self._position["seen"])
@@ -235,8 +248,11 @@ class PreferenceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Return this rank's batches of validation, or nothing where there is no validation data."""
-        if self.validation_dataset is not None:
-            return self._sorted_loader(self.validation_dataset)
+        if self.validation_pairs is not None:
+            plan = self._sorted_plan(self.validation_pairs.whole)
+            self.validation_pairs.follow_with(plan)
+            self.validation_loader = self._loader_of(self.validation_pairs.whole, plan)
+            return self.validation_loader
         if self.trainer is not None and self.trainer.state.fn == "validate":
             raise UsageError("data.validation is not set; name a file or a hub id")
         return []
@@ -245,7 +261,24 @@ class PreferenceDataModule(LightningDataModule):
         """Return this rank's batches of the test."""
         if self.test_dataset is None:
             raise UsageError("data.test is not set; name a file or a hub id")
-        return self._sorted_loader(self.test_dataset)
+        return self._loader_of(self.test_dataset, self._sorted_plan(self.test_dataset))
+
+    @property
+    def validation_dataset(self) -> PairTable | None:
+        """The pairs that are validated on; None where there are none."""
+        return None if self.validation_pairs is None else self.validation_pairs.sample
+
+    def resize_validation(self, size: int | None, *, keep: bool = False) -> None:
+        """Validate on so many pairs from the next validation on; None takes all.
+
+        Args:
+            size: a larger number contains the pairs of a smaller one.
+            keep: whether a run that goes on from a checkpoint keeps to it.
+        """
+        if keep:
+            self.measured_size = size
+        if self.validation_pairs is not None:
+            self.validation_pairs.resize(size)
 
     def report(self) -> dict[str, SplitReport]:
         """Return what each split that is set up holds, and what was left out."""
@@ -265,7 +298,8 @@ class PreferenceDataModule(LightningDataModule):
         assert isinstance(plan, PlannedSampler)
         limit = len(plan) if self.trainer is None else min(len(plan), self.trainer.num_training_batches)
         is_over = seen >= limit
-        return {
+        measured = {} if self.measured_size is None else {"validation_size": self.measured_size}
+        return measured | {
             "epoch": plan.epoch + 1 if is_over else plan.epoch,
             "seen": 0 if is_over else seen,
             **self._whereabouts(),
@@ -280,6 +314,8 @@ class PreferenceDataModule(LightningDataModule):
         if self.train_dataset is not None:
             refuse_other_run(state_dict, self._whereabouts(), self.changed_data)
         self._position = state_dict
+        if self.validation_budget is not None and "validation_size" in state_dict:
+            self.resize_validation(state_dict["validation_size"], keep=True)
 
     def teardown(self, stage: str | None = None) -> None:
         """Forget the checkpoint's position: another `fit` begins at the beginning."""
@@ -300,19 +336,21 @@ class PreferenceDataModule(LightningDataModule):
         return parts_of(sources, reading, f"data.{split}", self.mix if split == "train" else None)
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
-        collate = choose_collate(self.layout, self.trainer, self.processor)
         on_gpu = torch.cuda.is_available()
-        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
+        return Loader(pairs, plan, self._collate(), num_workers=self.num_workers, pin_memory=on_gpu)
 
-    def _sorted_loader(self, pairs: PairTable) -> Loader:
+    def _collate(self) -> Collate:
+        return choose_collate(self.layout, self.trainer, self.processor)
+
+    def _sorted_plan(self, pairs: PairTable) -> SortedSampler:
         require_own_sampler(self.trainer)
-        plan = SortedSampler(
+        return plan_validation(
             pairs.lengths,
             batch_size=self.validation_batch_size,
-            world_size=world_size_of(self.trainer),
-            rank=rank_of(self.trainer),
+            training=(self.batch_size, self.tokens_per_batch),
+            layout_tokens=tokens_of(self._collate()),
+            ranks=(rank_of(self.trainer), world_size_of(self.trainer)),
         )
-        return self._loader_of(pairs, plan)
 
     def _plan(self) -> dict[str, Any]:
         """Return what decides which micro-batch comes when, but for rank and epoch."""

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from orpo_lightning.batching.base import Layout
+from orpo_lightning.batching.costs import LayoutTokens, flat_tokens, padded_tokens
 from orpo_lightning.batching.padded import pad_pairs
 from orpo_lightning.batching.sampler import Collate
 from orpo_lightning.batching.shared_prefix import lay_flat
@@ -27,6 +28,11 @@ def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
         return lay_flat
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return partial(pad_pairs, pad_id=next(token for token in known if token is not None))
+
+
+def tokens_of(collate: Collate) -> LayoutTokens:
+    """Return how the layout of these batches counts their tokens."""
+    return flat_tokens if collate is lay_flat else padded_tokens
 
 
 def rank_of(trainer: Any) -> int:

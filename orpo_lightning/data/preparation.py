@@ -15,8 +15,9 @@ from orpo_lightning.data.curation import Removed, counted, curate, without_pairs
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.parts import Part
 from orpo_lightning.data.report import SplitReport, make_report
-from orpo_lightning.data.splits import sample, split_by_prompt
+from orpo_lightning.data.splits import split_by_prompt
 from orpo_lightning.data.table import Dropped, PairTable
+from orpo_lightning.data.validation import ValidationPairs
 from orpo_lightning.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -81,8 +82,8 @@ class Preparation:
         used = [(count, weight) for count, weight in zip(self.train.counts(), weights, strict=True) if count]
         return used if len(used) > 1 else None
 
-    def validation(self, *, beside_train: bool) -> PairTable | None:
-        """Return the pairs to validate on; None where there are none.
+    def validation(self, *, beside_train: bool) -> ValidationPairs | None:
+        """Return the pairs to validate on and the sample of them; None where there are none.
 
         Args:
             beside_train: leave out pairs that are trained on; needs the training pairs.
@@ -98,7 +99,7 @@ class Preparation:
                     f"{table.name}: every validation pair is also trained on; name other pairs, "
                     "or a share of train to hold out, such as data.validation 0.1"
                 )
-        return table.select(sample(len(table), self._validation_size, self._seed))
+        return ValidationPairs(table, self._validation_size, self._seed)
 
     def test(self) -> PairTable | None:
         """Return the pairs to test on; None where there are none."""

@@ -1,4 +1,4 @@
-"""Which pairs are held out: by prompt, or a sample of a given size; the same for the same seed."""
+"""Which pairs are held out and in which order they are drawn; the same for the same seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+_STRATA = 10
 
 
 def split_by_prompt(prompts: ArrayLike, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -32,6 +34,30 @@ def sample(count: int, size: int | None, seed: int) -> Tensor:
     if size is None or size >= count:
         return torch.arange(count)
     return _permutation(count, seed)[:size].sort().values
+
+
+def stratified_order(lengths: ArrayLike, source_of: ArrayLike, seed: int) -> Tensor:
+    """Return an order (n,) of all pairs of which every beginning is a sample stratified by source and length.
+
+    Each source is cut into tenths by length. Whatever number of pairs is taken from the front, each of these
+    strata is in it with its share, to within one pair, and a larger number contains a smaller one. Within a
+    stratum the order is random, and each pair is as likely as any other to stand early.
+
+    Args:
+        lengths: (n,) of each pair.
+        source_of: (n,) of each pair, the number of its source.
+        seed: decides the order.
+    """
+    sizes, sources = np.asarray(lengths), np.asarray(source_of)
+    dice = np.random.Generator(np.random.PCG64(seed % 2**63))
+    keys = np.empty(len(sizes))
+    for source in np.unique(sources):
+        of_source = (sources == source).nonzero()[0]
+        by_length = of_source[np.argsort(sizes[of_source], kind="stable")]
+        for stratum in np.array_split(by_length, _STRATA):
+            # Pair j of m would be due at j / m of the way; the offset gives the rounding no preference.
+            keys[dice.permutation(stratum)] = (np.arange(len(stratum)) + dice.random()) / max(len(stratum), 1)
+    return torch.from_numpy(np.argsort(keys, kind="stable"))
 
 
 def _permutation(count: int, seed: int) -> Tensor:

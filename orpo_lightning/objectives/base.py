@@ -9,11 +9,31 @@ from torch import Tensor
 from orpo_lightning.logps import PairLogps
 
 
+class PairShares(NamedTuple):
+    """What each of B pairs adds to the sum and to the count of a mean, both (B,), detached."""
+
+    sums: Tensor
+    counts: Tensor
+
+
 class Mean(NamedTuple):
     """A quantity to be averaged: its sum here and how many it is the sum of, both of shape ()."""
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls here
+    pairs: PairShares | None = None
+    """What each pair adds to both; without it no interval can be given."""
+
+    @classmethod
+    def over(cls, sums: Tensor, counts: Tensor, count: Tensor | None = None) -> Mean:
+        """Return the mean of what B pairs add to its sum and count, (B,) each, detached.
+
+        Args:
+            sums: what each adds to the sum.
+            counts: what each adds to the count.
+            count: their sum, where it is at hand.
+        """
+        return cls(sums.sum(), counts.sum() if count is None else count, PairShares(sums, counts))
 
 
 class Term(NamedTuple):
@@ -26,6 +46,22 @@ class Term(NamedTuple):
     """(), this micro-batch's share of the denominator."""
     step_count: Tensor
     """(), the denominator of the whole optimizer step; equal to `count` where the step is this batch."""
+    pairs: PairShares | None = None
+    """What each pair adds to `sum` and `count`; without it no interval can be given."""
+
+    @classmethod
+    def over(cls, weight: float, sums: Tensor, counts: Tensor, step_count: Tensor | None) -> Term:
+        """Return the term of what B pairs add to its sum and count, (B,) each.
+
+        Args:
+            weight: of the term in the loss.
+            sums: with gradient.
+            counts: what they are to be divided by, together.
+            step_count: their sum over the whole optimizer step; None where the step is these pairs.
+        """
+        count = counts.sum()
+        shares = PairShares(sums.detach(), counts)
+        return cls(weight, sums.sum(), count, count if step_count is None else step_count, shares)
 
 
 class ObjectiveOutput(NamedTuple):

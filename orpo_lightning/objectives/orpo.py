@@ -73,17 +73,13 @@ class ORPO(Objective):
     def __call__(self, policy: PairLogps, reference: PairLogps | None = None) -> ObjectiveOutput:
         """Return the terms `nll_loss` and `odds_ratio_loss` and the preference metrics of B pairs."""
         weights = policy.weights
-        pairs = weights.sum()
-        step_pairs = pairs if policy.normalisers is None else policy.normalisers.pairs
+        step_pairs = None if policy.normalisers is None else policy.normalisers.pairs
         chosen = policy.chosen_sum / policy.chosen_tokens.clamp(min=1)
         rejected = policy.rejected_sum / policy.rejected_tokens.clamp(min=1)
         ratio = log_odds(chosen) - log_odds(rejected)
-        odds_ratio_loss = (weights * softplus(-ratio)).sum()
+        odds_ratio_loss = Term.over(self.beta, weights * softplus(-ratio), weights, step_pairs)
         return ObjectiveOutput(
-            terms={
-                "nll_loss": self._nll_term(policy, weights),
-                "odds_ratio_loss": Term(self.beta, odds_ratio_loss, pairs, step_pairs),
-            },
+            terms={"nll_loss": self._nll_term(policy, weights), "odds_ratio_loss": odds_ratio_loss},
             metrics=_metrics(self.beta, policy, chosen.detach(), rejected.detach(), ratio.detach()),
         )
 
@@ -93,14 +89,12 @@ class ORPO(Objective):
             nll, tokens = nll - policy.prompt_sum, tokens + policy.prompt_tokens
         step = policy.normalisers
         if self.nll_reduction == "sequence":
-            count = weights.sum()
-            total = (weights * nll / tokens.clamp(min=1)).sum()
-            return Term(1.0, total, count, count if step is None else step.pairs)
-        count = (weights * tokens).sum()
+            mean = weights * nll / tokens.clamp(min=1)
+            return Term.over(1.0, mean, weights, None if step is None else step.pairs)
         if step is None:
-            return Term(1.0, (weights * nll).sum(), count, count)
+            return Term.over(1.0, weights * nll, weights * tokens, None)
         prompt = step.prompt_tokens if self.nll_scope == "sequence" else torch.zeros_like(step.prompt_tokens)
-        return Term(1.0, (weights * nll).sum(), count, step.completion_tokens + prompt)
+        return Term.over(1.0, weights * nll, weights * tokens, step.completion_tokens + prompt)
 
 
 def _metrics(
@@ -112,10 +106,10 @@ def _metrics(
     saturated = (torch.maximum(chosen, rejected) > -EPSILON).to(weights.dtype)
 
     def over_pairs(values: Tensor) -> Mean:
-        return Mean((weights * values).sum(), pairs)
+        return Mean.over(weights * values, weights, pairs)
 
     def per_token(sums: Tensor, counts: Tensor) -> Mean:
-        return Mean(-(weights * sums.detach()).sum(), (weights * counts).sum())
+        return Mean.over(-weights * sums.detach(), weights * counts)
 
     return {
         "log_odds_ratio": over_pairs(ratio),
@@ -132,5 +126,5 @@ def _metrics(
         "length/rejected": over_pairs(policy.rejected_tokens),
         "length/longer_is_chosen": over_pairs(longer),
         "pairs/saturated": over_pairs(saturated),
-        "pairs/skipped": Mean((1 - weights).sum(), torch.full_like(pairs, weights.shape[0])),
+        "pairs/skipped": Mean.over(1 - weights, torch.ones_like(weights)),
     }

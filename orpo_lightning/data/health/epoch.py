@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from orpo_lightning.batching.mixture import epoch_order, mixed_order
-from orpo_lightning.batching.sampler import FILLER, deal
+from orpo_lightning.batching.packing import FILLER, deal
+from orpo_lightning.batching.report import report_plan
+from orpo_lightning.batching.sampler import PlannedSampler
+
+_STEPS_BALANCED = 1000
 
 
 class EpochPlan(NamedTuple):
@@ -21,6 +25,20 @@ class EpochPlan(NamedTuple):
     shuffle: bool = True
     seed: int = 0
     mixture: Sequence[tuple[int, float]] | None = None
+    tokens_per_batch: int | None = None
+
+    def sampler(self, lengths: Tensor) -> PlannedSampler:
+        """Return the sampler of the epoch, of any device."""
+        return PlannedSampler(
+            lengths,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            world_size=self.devices,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            mixture=self.mixture,
+            tokens_per_batch=self.tokens_per_batch,
+        )
 
     @property
     def pairs_per_step(self) -> int:
@@ -39,7 +57,8 @@ def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
     """Return what the first epoch costs as it is planned, in random batches, and without any padding.
 
     The batches are those of `PlannedSampler`, counted for all steps at once: an epoch of millions of pairs
-    would take minutes to go through.
+    would take minutes to go through. Only under a budget of tokens is every step planned. `slowest_device`
+    is the time of each step's slowest device over that of a mean one, of the first thousand steps.
 
     Args:
         lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
@@ -57,7 +76,7 @@ def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
     }
     steps = -(-len(order) // plan.pairs_per_step)
     batches = _micro_batches(len(order), plan)
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "layout": layout,
             "steps": steps,
@@ -68,6 +87,17 @@ def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
         }
         for layout, positions in padded.items()
     ]
+    budgeted = plan.tokens_per_batch is not None
+    found = report_plan(plan.sampler(lengths), None if budgeted else _STEPS_BALANCED)
+    rows[0]["slowest_device"] = found.slowest
+    if budgeted:
+        rows[0] |= {
+            "layout": f"left-padded, at most {plan.tokens_per_batch:,} tokens (what fit uses)",
+            "micro_batches": found.micro_batches,
+            "padded_tokens": found.computed,
+            "padded_share": found.padded_share,
+        }
+    return rows
 
 
 def _random(count: int, plan: EpochPlan) -> Tensor:

@@ -134,7 +134,9 @@ def _epoch(layouts: list[Report]) -> Iterator[Line]:
         padding = (
             f"{percent(ours['padded_share'])} padding ({percent(random['padded_share'])} in random batches)"
         )
-        yield "epoch", f"{ours['steps']:,} optimizer steps, {ours['tokens']:,} tokens, {padding}"
+        slowest = ours.get("slowest_device", 1.0)
+        balance = f", slowest device {slowest:.3f} x the mean" if slowest > 1 else ""
+        yield "epoch", f"{ours['steps']:,} optimizer steps, {ours['tokens']:,} tokens, {padding}{balance}"
 
 
 def _verdict(verdict: Report) -> Iterator[Line]:
