@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from orpo_lightning.errors import UsageError
 from orpo_lightning.modeling import causal_model, enable_checkpointing
 from orpo_lightning.planning import weights
-from orpo_lightning.planning.base import Model, Optimizer, Training, padded, shared_prefix
+from orpo_lightning.planning.base import Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
 from orpo_lightning.planning.peak import CONTEXT_BYTES
 from orpo_lightning.planning.settings import training_of
@@ -43,8 +43,9 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     except UsageError as error:
         return Choice(layers, layers, True, f"there is no plan for this model: {error}")
     training = planned_training(trainer, module, model)
-    lay = shared_prefix if layout == "shared_prefix" else padded
-    batch = lay(data["batch_size"], 1, data["max_length"] - 1, data["max_length"] - 1)
+    pairs, most = data["batch_size"], data["batch_size"] * trainer.accumulate_grad_batches
+    budget_tokens = data.get("tokens_per_batch")
+    batch = fullest(layout, pairs, data["max_length"], budget=budget_tokens, most=most)
     if trainer.world_size > 1:  # DDP's own copy of all gradients
         budget -= weights.gradient_bytes(model, training)
     choice = choose_checkpointing(model, training, batch, budget)

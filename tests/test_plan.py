@@ -15,6 +15,7 @@ from orpo_lightning.planning.base import (
     Model,
     Optimizer,
     Training,
+    fullest,
     padded,
     shared_prefix,
 )
@@ -137,6 +138,13 @@ def test_shared_prompts_run_once_and_padding_not_at_all() -> None:
     assert rows.tokens == 2 * 3 * 700
     assert flat.targets == rows.targets == 3 * (599 + 100 + 50)
     assert plan(MISTRAL, qlora(), flat).total < plan(MISTRAL, qlora(), rows).total
+
+
+def test_a_budget_of_tokens_is_filled_but_not_beyond_the_pairs_of_a_step() -> None:
+    filled = fullest("shared_prefix", 1, 1024, budget=5000, most=16)
+    assert (filled.pairs, filled.tokens) == (2, 5000)  # two pairs of 2047 tokens, and shorter ones
+    assert fullest("shared_prefix", 1, 1024, budget=50_000, most=4) == shared_prefix(4, 1, 1023, 1023)
+    assert fullest("padded", 3, 1024) == padded(3, 1, 1023, 1023)
 
 
 def test_mistral_in_four_bits_at_two_pairs_of_1024_needs_less_than_eight_gigabytes() -> None:

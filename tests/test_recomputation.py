@@ -14,6 +14,7 @@ from training import GradientRecorder, loader, make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule, recomputation
 from orpo_lightning.callbacks import RunHeader
+from orpo_lightning.planning.base import shared_prefix
 from orpo_lightning.planning.checkpointing import Choice
 from orpo_lightning.planning.peak import plan
 
@@ -104,7 +105,7 @@ def test_auto_recomputes_as_many_layers_as_the_budget_asks_for(
     whole = fit_auto(four_layers, tmp_path)
     model = recomputation.read_shape(whole)
     training = recomputation.planned_training(whole.trainer, whole, model)
-    batch = recomputation.shared_prefix(2, 1, 63, 63)
+    batch = shared_prefix(2, 1, 63, 63)
     peaks = [plan(model, training._replace(recomputed=n), batch).total for n in range(5)]
     assert peaks[2] < peaks[1] < peaks[0]
     monkeypatch.setattr(recomputation, "memory_for_training", lambda module: peaks[2])

@@ -118,6 +118,7 @@ def subject_of(config: Any) -> Subject:
         eager=eager.reason if eager.value == "eager" else "",
         batch_size=data.batch_size,
         max_length=data.max_length,
+        tokens_per_batch=data.get("tokens_per_batch"),
         max_prompt_length=data.get("max_prompt_length"),
         layout=_layout(data, model),
         steps=steps if steps > 0 else None,

@@ -199,3 +199,26 @@ def shared_prefix(pairs: int, prompt: int, chosen: int, rejected: int) -> Batch:
     tokens = pairs * (prompt + chosen + rejected)
     width = prompt + max(chosen, rejected)
     return Batch(pairs, tokens, targets, 2 * pairs, width, masked=False, flat=True)
+
+
+def fullest(
+    layout: str, pairs: int, max_length: int, *, prompt: int = 1, budget: int | None = None, most: int = 1
+) -> Batch:
+    """Return the largest micro-batch there can be: all sequences of max_length, `prompt` of it the prompt.
+
+    Args:
+        layout: padded or shared_prefix.
+        pairs: in a micro-batch.
+        max_length: tokens of a sequence.
+        prompt: tokens of each prompt.
+        budget: tokens of a micro-batch, which then holds as many pairs as they allow; `pairs` does not count.
+        most: pairs of a step on a device, beyond which no budget goes.
+    """
+    lay, answer = shared_prefix if layout == "shared_prefix" else padded, max_length - prompt
+    if budget is None:
+        return lay(pairs, prompt, answer, answer)
+    one = lay(1, prompt, answer, answer).tokens
+    batch = lay(max(min(budget // one, most), 1), prompt, answer, answer)
+    # Shorter pairs can fill what is left of the budget.
+    room = min(max(budget, one), most * one) - batch.tokens
+    return batch._replace(tokens=batch.tokens + room, targets=batch.targets + room)

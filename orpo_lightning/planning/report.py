@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from orpo_lightning import hardware
 from orpo_lightning.planning import weights
-from orpo_lightning.planning.base import Batch, Model, Training, padded, shared_prefix
+from orpo_lightning.planning.base import Batch, Model, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
 from orpo_lightning.planning.gpus import GIB, Gpu
 from orpo_lightning.planning.peak import CONTEXT_BYTES, FRAGMENTATION, Plan, plan
@@ -44,6 +44,7 @@ class Subject(NamedTuple):
         steps: optimizer steps; None where only the data could tell.
         notes: what to say besides.
         automatic: whether no more layers are recomputed than the device asks for.
+        tokens_per_batch: of a micro-batch, where it holds as many pairs as they allow.
     """
 
     name: str
@@ -59,11 +60,18 @@ class Subject(NamedTuple):
     steps: int | None
     notes: tuple[str, ...] = ()
     automatic: bool = False
+    tokens_per_batch: int | None = None
 
     def batch(self, pairs: int, prompt: int = 1) -> Batch:
-        """Return the fullest batch: every sequence of max_length tokens, `prompt` of them the prompt."""
-        lay = shared_prefix if self.layout == "shared_prefix" else padded
-        return lay(pairs, prompt, self.max_length - prompt, self.max_length - prompt)
+        """Return a batch of so many pairs of max_length tokens, `prompt` of them the prompt."""
+        return fullest(self.layout, pairs, self.max_length, prompt=prompt)
+
+    def largest(self, prompt: int = 1) -> Batch:
+        """Return the largest batch as configured."""
+        pairs, most = self.batch_size, self.batch_size * int(self.settings.get("accumulate", 1))
+        return fullest(
+            self.layout, pairs, self.max_length, prompt=prompt, budget=self.tokens_per_batch, most=most
+        )
 
     def training(self, device: hardware.Device) -> Training:
         """Return how the model is trained on a device."""
@@ -97,7 +105,7 @@ class Answer(NamedTuple):
 def answer(subject: Subject, gpu: Gpu) -> Answer:
     """Return what a configuration needs of a GPU, and what the GPU can do for it."""
     device = gpu.device()
-    batch, as_set = subject.batch(subject.batch_size), subject.training(device)
+    batch, as_set = subject.largest(), subject.training(device)
     choice = choose_checkpointing(subject.model, as_set, batch, gpu.bytes)
     training = as_set._replace(recomputed=choice.recomputed) if subject.automatic else as_set
     found = plan(subject.model, training, batch)
@@ -114,7 +122,7 @@ def answer(subject: Subject, gpu: Gpu) -> Answer:
         largest_batch=largest_batch(subject, as_set, gpu.bytes),
         checkpointing=choice,
         tokens_per_second=rate,
-        hours=_hours(subject, batch, rate),
+        hours=_hours(subject, rate),
     )
 
 
@@ -133,22 +141,22 @@ def largest_batch(subject: Subject, training: Training, budget: int) -> int:
     return low
 
 
-def _hours(subject: Subject, batch: Batch, rate: float | None) -> float | None:
+def _hours(subject: Subject, rate: float | None) -> float | None:
     if subject.steps is None or rate is None:
         return None
-    batches = subject.steps * int(subject.settings.get("accumulate", 1))
-    return batches * batch.tokens / rate / 3600
+    pairs = subject.steps * subject.batch_size * int(subject.settings.get("accumulate", 1))
+    return subject.batch(pairs).tokens / rate / 3600
 
 
 def as_json(subject: Subject, answers: list[Answer]) -> dict[str, Any]:
     """Return everything, as numbers."""
-    batch = subject.batch(subject.batch_size)
+    batch = subject.largest()
     return {
         "base_model": subject.name,
         "architecture": subject.model.architecture,
         "parameters": subject.model.weights,
         "layout": subject.layout,
-        "pairs": subject.batch_size,
+        "pairs": batch.pairs,
         "max_length": subject.max_length,
         "tokens": batch.tokens,
         "trained": weights.trained_weights(subject.model, subject.training(answers[0].gpu.device())),
@@ -213,12 +221,12 @@ def recomputation(choice: Choice) -> str:
 
 def heading(subject: Subject) -> str:
     """Say what is planned."""
-    batch = subject.batch(subject.batch_size)
+    batch = subject.largest()
     model, quantization = subject.model, subject.settings.get("quantization", "none")
     kept = "" if quantization == "none" else f", {quantization}"
     return (
         f"{subject.name} ({model.architecture}, {model.weights:,} weights{kept}), {subject.layout} batches "
-        f"of {subject.batch_size} pairs of {subject.max_length} tokens: {batch.tokens:,} tokens"
+        f"of {batch.pairs} pairs of {subject.max_length} tokens: {batch.tokens:,} tokens"
     )
 
 
@@ -256,7 +264,7 @@ def detail(subject: Subject, found: Answer) -> str:
 
 
 def _with_long_prompts(subject: Subject, found: Answer) -> str:
-    batch = subject.batch(subject.batch_size, min(subject.max_prompt_length or 1, subject.max_length - 1))
+    batch = subject.largest(min(subject.max_prompt_length or 1, subject.max_length - 1))
     shared = plan(subject.model, found.training, batch)
     return (
         f"with prompts of {subject.max_prompt_length} tokens: {shared.total / GIB:.2f} GiB "
