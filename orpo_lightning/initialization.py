@@ -62,7 +62,7 @@ def apply_loftq(model: PeftModel, original: torch.nn.Module) -> None:
     import bitsandbytes as bnb
 
     for name, layer in model.get_base_model().named_modules():
-        if type(layer).__name__ != "Linear4bit" or not hasattr(layer, "lora_A"):
+        if not hasattr(layer, "lora_A") or type(layer.get_base_layer()).__name__ != "Linear4bit":
             continue
         weight: Any = layer.get_base_layer().weight
         reference: Any = original.get_submodule(name).weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from orpo_lightning import hardware, modeling
+from orpo_lightning import hardware, modeling, recomputation
 from orpo_lightning.adapter_state import check_same_weights, trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
@@ -25,6 +25,7 @@ from orpo_lightning.logps import PairLogps
 from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
 from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
+from orpo_lightning.planning.checkpointing import Choice
 from orpo_lightning.schedules import Schedule, make_schedule, parameter_groups
 from orpo_lightning.scoring import Scorer, router_loss_weight, score, take_apart
 
@@ -57,7 +58,7 @@ class PreferenceModule(lightning.LightningModule):
         trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never
         learned.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more
-        time.
+            time; auto recomputes no more layers than the device's free memory asks for.
         objective: the loss, e.g. ORPO.
         optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings,
         vectors).
@@ -80,7 +81,7 @@ class PreferenceModule(lightning.LightningModule):
         lora_variant: LoraVariant = "lora",
         lora_init: LoraInit = "default",
         trainable_tokens: list[str] | None = None,
-        gradient_checkpointing: bool = True,
+        gradient_checkpointing: bool | Literal["auto"] = True,
         objective: Objective = ORPO(),  # noqa: B008 - frozen
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=5e-5, weight_decay=0.0),
         schedule: Schedule = "linear",
@@ -106,6 +107,7 @@ class PreferenceModule(lightning.LightningModule):
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
         self._layouts: dict[Layout, hardware.Choice] = {}
+        self._recomputation: Choice | None = None
 
     # Model
 
@@ -130,7 +132,7 @@ class PreferenceModule(lightning.LightningModule):
             **where,
         )
         modeling.disable_dropout(base)
-        if settings["gradient_checkpointing"]:
+        if settings["gradient_checkpointing"]:  # auto: all, until the run is known
             modeling.enable_checkpointing(base)
         self.model = self._add_lora(base, dtype) if settings["lora_r"] else base
         # from_pretrained returns eval mode, Lightning keeps modes, and in eval mode nothing is recomputed.
@@ -206,6 +208,16 @@ class PreferenceModule(lightning.LightningModule):
                 self._layouts[wanted] = choose_layout(wanted, self._take_apart())
         return self._layouts[wanted]
 
+    def _choose_recomputation(self) -> Choice:
+        """Decide once which layers are recomputed; by then the batches' layout is chosen."""
+        if self._recomputation is None:
+            layouts = {choice.value for choice in self._layouts.values()}
+            layout = "shared_prefix" if layouts == {"shared_prefix"} else "padded"
+            self._recomputation = recomputation.choose(self._trainer, self, layout)
+            if self.hparams["gradient_checkpointing"] == "auto":
+                recomputation.apply(self.model, self._recomputation)
+        return self._recomputation
+
     def step(self, batch: PairBatch) -> ObjectiveOutput:
         """Return the objective's terms and metrics of a micro-batch; extend the two dicts to add your own."""
         policy = self(batch)
@@ -242,6 +254,8 @@ class PreferenceModule(lightning.LightningModule):
         """Return the optimizer over named parameter groups, and a schedule stepped with it."""
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         optimizer = self.optimizer(parameter_groups(self.model, named))
+        if (check := getattr(optimizer, "check_trainer", None)) is not None:
+            check(self.trainer)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -256,6 +270,7 @@ class PreferenceModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Check that the run will train what it should, and start the clock."""
+        self._choose_recomputation()
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
         halves = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
@@ -276,7 +291,8 @@ class PreferenceModule(lightning.LightningModule):
         """Take the gradient's norm (before clipping) where the step will be logged."""
         if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
+            self._grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""
@@ -348,6 +364,8 @@ class PreferenceModule(lightning.LightningModule):
         kind = f"{settings['lora_variant']} r={settings['lora_r']}" if settings["lora_r"] else "all weights"
         dtype = str(self._weights_dtype()).removeprefix("torch.")
         layouts = [("layout", f"{choice.value} ({choice.reason})") for choice in self._layouts.values()]
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        recomputed = recomputation.rows(self._choose_recomputation()) if fitting else []
         return [
             ("model", f"{settings['base_model']} ({type(modeling.causal_model(self.model)).__name__})"),
             (
@@ -357,6 +375,7 @@ class PreferenceModule(lightning.LightningModule):
             ("quantization", f"{settings['quantization']}, computing in {dtype}"),
             ("attention", f"{self.attention_choice.value} ({self.attention_choice.reason})"),
             *layouts,
+            *recomputed,
         ]
 
 

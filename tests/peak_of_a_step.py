@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from orpo_lightning import PreferenceModule
 from orpo_lightning.batching import TokenizedPair, pad_pairs
+from orpo_lightning.batching.shared_prefix import KEYWORD, lay_flat
 from orpo_lightning.modeling import SEVEN_PROJECTIONS
-from orpo_lightning.planning.base import Optimizer, padded
+from orpo_lightning.planning.base import Optimizer, padded, shared_prefix
 from orpo_lightning.planning.peak import Plan, plan
 from orpo_lightning.planning.settings import training_of
 from orpo_lightning.planning.shapes import read_model
@@ -59,8 +60,11 @@ class Case(NamedTuple):
     precision: str = "32-true"
     family: str = "llama"
     accumulate: int = 1
+    flat: bool = False
+    optimizer: Optimizer = Optimizer("AdamW")
 
 
+GALORE, BY_LAYERS = Optimizer("GaLoreAdamW", rank=8), Optimizer("LayerwiseGaLoreAdamW", rank=8)
 WAYS = [
     Case("LoRA, fp32", {"lora_dropout": 0.0}),
     Case("LoRA with dropout, fp32"),
@@ -72,11 +76,18 @@ WAYS = [
     Case("LLM.int8()", {"quantization": "int8"}),
     Case("DoRA", {"lora_variant": "dora"}),
     Case("eager attention", {"attention": "eager"}),
-    Case("AdamW8bit, accumulated", {"optimizer": lambda g: bitsandbytes.optim.AdamW8bit(g)}, accumulate=2),
+    Case("AdamW8bit, accumulated", accumulate=2, optimizer=Optimizer("AdamW8bit")),
     Case("all weights, fp32", {"lora_r": 0}),
     Case("all weights, bf16-mixed", {"lora_r": 0}, "bf16-mixed"),
+    Case("GaLore, fp32", {"lora_r": 0}, optimizer=GALORE),
+    Case("GaLore by layers, fp32", {"lora_r": 0}, optimizer=BY_LAYERS),
+    Case("GaLore by layers, bf16-mixed", {"lora_r": 0}, "bf16-mixed", optimizer=BY_LAYERS),
     Case("Qwen3", {}, family="qwen3"),
     Case("Gemma 2", {"attention": "eager"}, family="gemma2"),
+]
+FLAT = [
+    Case("LoRA with dropout, fp32, shared prefixes", flat=True),
+    Case("LoRA, bf16-mixed, shared prefixes", {"lora_dropout": 0.0}, "bf16-mixed", flat=True),
 ]
 
 
@@ -114,7 +125,8 @@ def _living(trainer: Any, module: Any, batch: Any) -> Iterator[Tensor]:
     yield from module.buffers()
     for state in trainer.optimizers[0].state.values():
         yield from _tensors(state.values())
-    yield from _tensors([*batch.model_inputs.values(), *batch])
+        yield from _tensors([getattr(state.get("projector"), "ortho_matrix", None)])
+    yield from _tensors([*batch.model_inputs.values(), *batch, *batch.model_inputs.get(KEYWORD, ())])
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -140,11 +152,24 @@ def save_model(folder: Path, family: str, shape: Shape) -> str:
     return str(folder)
 
 
+def _made(optimizer: Optimizer, groups: Any) -> torch.optim.Optimizer:
+    if optimizer.galore:
+        from orpo_lightning import galore
+
+        # A new projection at every step: the step that is measured makes one too.
+        return getattr(galore, optimizer.name)(groups, rank=optimizer.rank, update_proj_gap=1)
+    if optimizer.name == "AdamW8bit":
+        return bitsandbytes.optim.AdamW8bit(groups)
+    return torch.optim.AdamW(groups, lr=5e-5, weight_decay=0.0)
+
+
 def measure(base: str, shape: Shape, case: Case, *, checkpointing: bool) -> StepPeak:
     """Train two steps and return the peak of the second."""
     pair = TokenizedPair([1] * shape.prompt, [2] * shape.chosen, [3] * shape.rejected)
-    batch = pad_pairs([pair] * shape.pairs, pad_id=0)
-    module = PreferenceModule(base, gradient_checkpointing=checkpointing, **case.settings)
+    pairs = [pair] * shape.pairs
+    batch = lay_flat(pairs) if case.flat else pad_pairs(pairs, pad_id=0)
+    settings = case.settings | {"gradient_checkpointing": checkpointing}
+    module = PreferenceModule(base, optimizer=lambda groups: _made(case.optimizer, groups), **settings)
     callback = StepPeak(2 * case.accumulate - 1)
     trainer = make_trainer(
         precision=case.precision, callbacks=[callback], accumulate_grad_batches=case.accumulate
@@ -156,18 +181,18 @@ def measure(base: str, shape: Shape, case: Case, *, checkpointing: bool) -> Step
 def planned(base: str, shape: Shape, case: Case, *, checkpointing: bool, device: str = "cpu") -> Plan:
     """Return the plan of the same step."""
     model = read_model(AutoConfig.from_pretrained(base), SEVEN_PROJECTIONS)
-    given = {name: value for name, value in case.settings.items() if name != "optimizer"}
     training = training_of(
         precision=case.precision,
         gradient_checkpointing=checkpointing,
         layers=len(model.layers),
         accumulate=case.accumulate,
-        optimizer=Optimizer("AdamW8bit" if "optimizer" in case.settings else "AdamW"),
+        optimizer=case.optimizer,
         device=device,
-        **({"attention": "sdpa"} | given),
+        **({"attention": "sdpa"} | case.settings),
     )
     lengths = shape.pairs, shape.prompt, shape.chosen, shape.rejected
-    return plan(model, training, padded(*lengths, masked=shape.chosen != shape.rejected))
+    rows = padded(*lengths, masked=shape.chosen != shape.rejected)
+    return plan(model, training, shared_prefix(*lengths) if case.flat else rows)
 
 
 def compare(shape: Shape, case: Case, *, checkpointing: bool) -> tuple[int, int]:
@@ -178,10 +203,11 @@ def compare(shape: Shape, case: Case, *, checkpointing: bool) -> tuple[int, int]
         return found.peak, planned(base, shape, case, checkpointing=checkpointing).total
 
 
-def _rows() -> Iterator[tuple[str, str, int, int]]:
-    for name, shape in SHAPES.items():
-        for checkpointing in (False, True):
-            yield name, WAYS[1].name, *_both(shape, WAYS[1], checkpointing)
+def _rows() -> Iterator[tuple[Any, ...]]:
+    for case in (WAYS[1], *FLAT):
+        for name, shape in SHAPES.items():
+            for checkpointing in (False, True):
+                yield name, case.name, *_both(shape, case, checkpointing)
     for case in WAYS:
         for checkpointing in (False, True):
             yield "square", case.name, *_both(SHAPES["square"], case, checkpointing)

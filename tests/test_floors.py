@@ -36,6 +36,7 @@ FLOORS = {
     "modeling": 1,
     "initialization": 1,
     "lean_lora": 1,
+    "recomputation": 1,
     "scoring": 1,
     "layouts": 1,
     "shared_attention": 0,

@@ -81,14 +81,25 @@ def test_an_optimizers_state_is_so_many_bytes_a_weight(name: str, bytes_each: fl
     assert weights.is_known(name) == (name != "Unheard")
 
 
-def test_galore_keeps_low_rank_moments_and_all_singular_vectors_of_the_shorter_side() -> None:
+@pytest.mark.parametrize("name", ["GaLoreAdamW", "LayerwiseGaLoreAdamW"])
+def test_galore_keeps_low_rank_moments_and_the_vectors_of_the_shorter_side(name: str) -> None:
     layer = LAYER._replace(linears=LAYER.linears[-1:], other_weights=0)
     model = Model("One", V, H, (layer,), V * H, 0, 0)
-    training = training_of(
-        precision="32-true", lora_r=0, layers=1, optimizer=Optimizer("GaLoreAdamW", rank=128)
-    )
-    expected = 8 * V * H + 4 * (2 * 128 * I + H * H)
-    assert weights.optimizer_bytes(model, training) == expected
+    training = training_of(precision="32-true", lora_r=0, layers=1, optimizer=Optimizer(name, rank=128))
+    assert weights.optimizer_bytes(model, training) == 8 * V * H + 4 * 128 * (2 * I + H)
+    assert weights.is_known(name)
+
+
+def test_updates_by_layers_bring_seven_billion_weights_below_forty_gigabytes() -> None:
+    batch = shared_prefix(2, 1, 1023, 1023)
+
+    def needed(name: str) -> float:
+        settings: dict[str, Any] = {"quantization": "none", "lora_r": 0}
+        return plan(MISTRAL, qlora(optimizer=Optimizer(name, rank=128), **settings), batch).total / GIB
+
+    assert needed("GaLoreAdamW") > 60
+    assert needed("LayerwiseGaLoreAdamW") < 40
+    assert needed("GaLoreAdamW") - needed("LayerwiseGaLoreAdamW") == pytest.approx(27, abs=2)  # 4 B x 7.24e9
 
 
 def test_a_layer_keeps_what_the_docstring_says() -> None:

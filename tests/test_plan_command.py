@@ -66,7 +66,7 @@ def test_the_recipe_needs_less_than_eight_gigabytes_and_config_json_alone(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["parameters"], report["trained"]) == (7_241_732_096, 41_943_040)
-    assert (report["pairs"], report["max_length"], report["tokens"]) == (2, 1024, 4096)
+    assert (report["pairs"], report["max_length"], report["tokens"]) == (2, 1024, 2 * (1 + 2 * 1023))
     for gpu in report["gpus"]:
         assert gpu["peak_bytes"] <= 8e9
         assert gpu["fits"]
@@ -114,6 +114,21 @@ def test_more_tokens_need_more_and_keys_of_fit_are_heard(
     assert not kept["fits"]
     assert 0 < kept["recomputed_layers"] < 32
     assert usual["tokens_per_second"] is None
+
+
+def test_auto_is_planned_as_the_layout_that_the_architecture_allows(
+    mistral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", RECIPE, "--gpu", "T4"]
+    report = plan_json(capsys, *words, "--model.base_model", str(mistral))
+    assert report["layout"] == "shared_prefix"
+    assert any("padded where its test batch differs" in note for note in report["notes"])
+    bloom = {"model_type": "bloom", "vocab_size": 100, "hidden_size": 64, "n_layer": 2, "n_head": 4}
+    (tmp_path / "config.json").write_text(json.dumps(bloom))
+    targets = ["--model.lora_targets", "all-linear"]
+    report = plan_json(capsys, *words, "--model.base_model", str(tmp_path), *targets)
+    assert report["layout"] == "padded"
+    assert any("ALiBi" in note for note in report["notes"])
 
 
 def test_full_fine_tuning_by_default_settings_is_planned_too(

@@ -11,10 +11,9 @@ import torch
 
 from orpo_lightning.batching import PairBatch
 from orpo_lightning.errors import is_out_of_memory
-from orpo_lightning.planning.base import Batch, Optimizer
+from orpo_lightning.planning.base import Batch
 from orpo_lightning.planning.out_of_memory import Facts, lines
-from orpo_lightning.planning.settings import training_of
-from orpo_lightning.planning.shapes import read_model
+from orpo_lightning.recomputation import planned_training, read_shape
 
 log = logging.getLogger(__name__)
 
@@ -58,29 +57,9 @@ def sizes(batch: PairBatch) -> Batch:
 
 def facts_of(trainer: Any, module: Any, batch: Batch) -> Facts:
     """Return what is known of a run that is out of memory."""
-    settings = module.hparams
-    model = read_model(module.model.config, settings["lora_targets"])
     name, budget = _device(module.device)
-    optimizer = trainer.optimizers[0]
-    training = training_of(
-        precision=trainer.precision,
-        quantization=settings["quantization"],
-        dtype=settings["dtype"],
-        lora_r=settings["lora_r"],
-        lora_dropout=settings["lora_dropout"],
-        lora_variant=settings["lora_variant"],
-        trained_rows=len(settings["trainable_tokens"] or []),
-        optimizer=Optimizer(
-            type(optimizer).__name__,
-            rank=next((group["rank"] for group in optimizer.param_groups if "rank" in group), 0),
-            momentum=bool(optimizer.defaults.get("momentum")),
-        ),
-        gradient_checkpointing=bool(settings["gradient_checkpointing"]),
-        layers=len(model.layers),
-        accumulate=trainer.accumulate_grad_batches,
-        attention=module.attention_choice.value,
-        device=module.device.type,
-    )
+    model = read_shape(module)
+    training = planned_training(trainer, module, model)
     return Facts(model, training, batch, trainer.accumulate_grad_batches, name, budget)
 
 

@@ -93,7 +93,8 @@ def subject_of(config: Any) -> Subject:
     base = modeling.load_config(
         ours.base_model, revision=ours.revision, trust_remote_code=ours.trust_remote_code
     )
-    model = read_model(base, ours.lora_targets, trust_remote_code=ours.trust_remote_code)
+    targets = ours.lora_targets if ours.lora_r else "all-linear"  # whatever they are, without LoRA
+    model = read_model(base, targets, trust_remote_code=ours.trust_remote_code)
     eager = modeling.supported_attention(base, Choice("sdpa", ""))
     steps = trainer.get("max_steps", -1)
     settings = {
@@ -104,7 +105,7 @@ def subject_of(config: Any) -> Subject:
         "lora_variant": ours.lora_variant,
         "trained_rows": len(ours.trainable_tokens or []),
         "optimizer": optimizer_of(ours.optimizer),
-        "gradient_checkpointing": bool(ours.gradient_checkpointing),
+        "gradient_checkpointing": bool(ours.gradient_checkpointing),  # auto: all, for the largest batch
         "accumulate": trainer.get("accumulate_grad_batches", 1),
     }
     precision = trainer.get("precision")
@@ -118,11 +119,27 @@ def subject_of(config: Any) -> Subject:
         batch_size=data.batch_size,
         max_length=data.max_length,
         max_prompt_length=data.get("max_prompt_length"),
-        # Where the layout is chosen at the start, plan for the one that needs more.
-        layout="shared_prefix" if data.get("layout") == "shared_prefix" else "padded",
+        layout=_layout(data, model),
         steps=steps if steps > 0 else None,
-        notes=tuple(_notes(base, model, settings)),
+        automatic=ours.gradient_checkpointing == "auto",
+        notes=(*_layout_notes(data, model), *_notes(base, model, settings)),
     )
+
+
+def _layout(data: Any, model: Any) -> str:
+    """Return the layout of batches, but for what a test batch will show in `fit`."""
+    asked = data.get("layout") or "padded"
+    if asked == "auto":
+        return "padded" if model.unfit else "shared_prefix"
+    return asked
+
+
+def _layout_notes(data: Any, model: Any) -> list[str]:
+    if data.get("layout") != "auto":
+        return []
+    if model.unfit:
+        return [f"data.layout auto: planned as padded ({model.unfit})."]
+    return ["data.layout auto: planned as shared_prefix; `fit` takes padded where its test batch differs."]
 
 
 def _notes(base: Any, model: Any, settings: dict[str, Any]) -> list[str]:
@@ -136,7 +153,7 @@ def _notes(base: Any, model: Any, settings: dict[str, Any]) -> list[str]:
     if not all(any(m.place == "attention_out" for m in layer.linears) for layer in model.layers):
         notes.append("Some layers have no attention; what they keep is not counted in full.")
     if any(layer.experts > 1 for layer in model.layers):
-        notes.append(
-            "Fused experts are planned unquantised; LoRA on them (lora_targets all-linear) is not counted."
-        )
+        notes.append("Fused experts are planned unquantised, what they keep of their tokens is an estimate.")
+    if settings["lora_dropout"] and settings["lora_r"] and any(layer.adapters for layer in model.layers):
+        notes.append("LoRA on fused experts takes no dropout: `fit` will ask for model.lora_dropout 0.")
     return notes

@@ -6,8 +6,10 @@ number), is what these operations need in the backward pass:
 
     norm             its input in fp32 (4H), and one number: the root of the mean square
     LoRA's A         its input: what went into the projection (cH or cI). Where the input is cast or dropped
-                     out, each adapted projection has a copy of its own; and the mask of the dropout
-    LoRA's B         its input (c r)
+                     out, each adapted projection has a copy of its own; and the mask of the dropout. The lean
+                     path (lean_lora.py) multiplies in autocast's dtype; PEFT's own, which DoRA takes, goes by
+                     way of fp32
+    LoRA's B         its input (c r); under autocast both of LoRA's matrices in its dtype
     attention        queries, keys, values after the rotation, and its output (c(2Q + 2K)), the log-sum-exp
                      (4 for each head), the mask as numbers where there is one. With a mask, keys and values
                      are repeated for every query head first (4Q instead of 2Q + 2K)
@@ -133,7 +135,7 @@ def _reading(count: int, training: Training, place: Place) -> _Reading:
             count if given != training.compute_bytes else 0, training.compute_bytes, 0, cast=False
         )
     quantised_on_gpu = training.quantization != "none" and training.device == "cuda" and training.autocast
-    cast = given < _FP32 and not quantised_on_gpu
+    cast = not training.lean and given < _FP32 and not quantised_on_gpu
     read = _FP32 if cast else given
     separate = cast or training.dropout or read != training.adapter_bytes
     # torch's dropout keeps a mask of booleans on CUDA, elsewhere of numbers like its input's.
@@ -146,7 +148,9 @@ def attention_kept(layer: Layer, training: Training, batch: Batch) -> int:
     item, query, key = training.compute_bytes, layer.query_width, layer.key_width
     statistics = _FP32 * layer.heads * batch.rows * batch.width
     if batch.flat:
+        # Keys and values are gathered by sequence, the prompt's twice; on a CPU they stay where they are.
         sequences = batch.rows * batch.width if training.device == "cuda" else batch.tokens
+        statistics = _FP32 * layer.heads * batch.tokens
         return item * (2 * query * batch.tokens + 2 * key * sequences) + statistics
     masked = is_masked(layer, batch)
     if training.attention == "flash_attention_2":

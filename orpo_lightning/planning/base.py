@@ -22,6 +22,17 @@ class Linear(NamedTuple):
         return self.inputs * self.outputs
 
 
+class Adapter(NamedTuple):
+    """LoRA on weights that are no linear layer: fused experts, a router."""
+
+    inputs: int
+    outputs: int
+    ranks: int
+    """Times LoRA's rank: once for each expert, more where an expert's matrices are fused."""
+    weights: int
+    """How many it is added to, all experts together."""
+
+
 class Layer(NamedTuple):
     """One decoder layer."""
 
@@ -44,6 +55,8 @@ class Layer(NamedTuple):
     """A token sees this many, its own included."""
     softcap: bool = False
     """Whether attention scores are bent."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA beside that of `linears`."""
 
     @property
     def query_width(self) -> int:
@@ -71,6 +84,8 @@ class Model(NamedTuple):
     adapted_head: bool = False
     softcap: bool = False
     """Whether logits are bent."""
+    unfit: str = ""
+    """Why prompts cannot be shared; empty where nothing that shows without a run speaks against it."""
 
     @property
     def weights(self) -> int:
@@ -93,6 +108,16 @@ class Optimizer(NamedTuple):
     """GaLore's."""
     momentum: bool = True
     """Whether SGD keeps one."""
+
+    @property
+    def galore(self) -> bool:
+        """Whether matrices have low-rank moments."""
+        return self.name in ("GaLoreAdamW", "LayerwiseGaLoreAdamW")
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether each gradient is freed as soon as it is used."""
+        return self.name == "LayerwiseGaLoreAdamW"
 
 
 class Training(NamedTuple):
@@ -127,6 +152,11 @@ class Training(NamedTuple):
     trained_rows: int = 0
     attention: str = "sdpa"
     device: str = "cuda"
+
+    @property
+    def lean(self) -> bool:
+        """Whether LoRA takes the lean path: not for DoRA, nor where its input has another dtype than it."""
+        return bool(self.lora_r) and not self.dora and (self.autocast or self.weight_bytes == 4)
 
     @property
     def adapter_bytes(self) -> int:

@@ -101,6 +101,9 @@ def moments(model: Model, training: Training, batch: Batch) -> Iterator[tuple[st
         above = gradients_before[number]
         own = _at_work(below, model, training, batch, number)
         yield f"backward of layer {number + 1} of {layers}", own._replace(gradients=above, head=0)
+        if training.optimizer.layerwise:
+            kept = own._replace(gradients=above, head=0, working=below.working)
+            yield f"update of layer {number + 1} of {layers}", _updated(kept, model, training, number)
         below = _keep(below, model, training, batch, number)
     yield from _at_head(below, model, training, batch)
 
@@ -109,25 +112,36 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     """Yield the head's moments, when all layers are kept.
 
     A frozen head's row Jacobians are worked out in the forward pass, while gradients of the step before still
-    live: Lightning drops them in front of the backward pass. A trained head's chunks are recomputed in it. As
-    long as the forward pass lasts, autocast holds its copies of all trained weights.
+    live: Lightning drops them in front of the backward pass. A trained head's chunks are recomputed in it,
+    each with its own copy of the head in autocast's dtype: Lightning has autocast remember none.
     """
     rows = min(chunk_rows(model.vocabulary), batch.targets)
     logits = rows * model.vocabulary * _FP32
-    states, forward = parts.head, _copies(parts, model, training)
+    states = parts.head
     if training.lora_r and not training.trained_rows and not model.adapted_head:
         jacobian = batch.targets * model.hidden * training.weight_bytes
-        yield "head", forward._replace(head=states + jacobian + (_LOGITS + model.softcap) * logits)
+        yield "head", parts._replace(head=states + jacobian + (_LOGITS + model.softcap) * logits)
         return
     as_given = logits * training.compute_bytes // _FP32 if training.compute_bytes < _FP32 else 0
-    yield "head", forward._replace(head=states + logits + as_given)
-    # The gradient of a chunk beside the sum over the chunks before it.
-    own = 2 * model.vocabulary * model.hidden * training.compute_bytes
-    gradients = weights.gradients_before(model, training)[-1]
+    copy = weights.cast_bytes([(model.vocabulary, model.hidden)], training) if not training.lora_r else 0
+    yield "head", parts._replace(head=states + logits + as_given, casts=parts.casts + copy)
+    # The gradient of a chunk, beside the sum over the chunks before it where there are any.
+    own = (1 + (rows < batch.targets)) * model.vocabulary * model.hidden * training.compute_bytes
+    gradients = weights.gradient_bytes(model, training) if training.accumulated else 0
+    if training.optimizer.layerwise and model.head_weights:
+        update = weights.galore_update_bytes((model.vocabulary, model.hidden), model, training)
+        yield "update of the head", parts._replace(head=states, working=parts.working + update)
     yield (
         "backward of the head",
         parts._replace(head=states + own + (_LOGITS + model.softcap) * logits, gradients=gradients),
     )
+
+
+def _updated(parts: Parts, model: Model, training: Training, number: int) -> Parts:
+    """Add the update of a layer's largest weight, when what the layer keeps is still there."""
+    shapes = weights.trained_in(model.layers[number], training)
+    largest = max((weights.galore_update_bytes(shape, model, training) for shape in shapes), default=0)
+    return parts._replace(working=parts.working + largest)
 
 
 def _keep(parts: Parts, model: Model, training: Training, batch: Batch, number: int) -> Parts:
@@ -181,14 +195,6 @@ def _states_at_head(model: Model, training: Training, batch: Batch) -> int:
     """Return the bytes of the last norm's input in fp32, its output, and the scored states picked from it."""
     stream, norm = training.weight_bytes, activations.norm_bytes(training)
     return model.hidden * (batch.tokens * (norm + stream) + batch.targets * stream)
-
-
-def _copies(parts: Parts, model: Model, training: Training) -> Parts:
-    """Add autocast's copies of trained weights that no layer keeps: of recomputed layers, and outside."""
-    extra = weights.cast_bytes(weights.trained_outside(model, training), training)
-    for layer in model.layers[: training.recomputed]:
-        extra += weights.cast_bytes(weights.trained_in(layer, training), training)
-    return parts._replace(casts=parts.casts + extra)
 
 
 def _merged_rows(model: Model, training: Training) -> int:

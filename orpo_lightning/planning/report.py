@@ -43,6 +43,7 @@ class Subject(NamedTuple):
         layout: padded or shared_prefix.
         steps: optimizer steps; None where only the data could tell.
         notes: what to say besides.
+        automatic: whether no more layers are recomputed than the device asks for.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Subject(NamedTuple):
     layout: str
     steps: int | None
     notes: tuple[str, ...] = ()
+    automatic: bool = False
 
     def batch(self, pairs: int, prompt: int = 1) -> Batch:
         """Return the fullest batch: every sequence of max_length tokens, `prompt` of them the prompt."""
@@ -83,7 +85,7 @@ class Answer(NamedTuple):
 
     gpu: Gpu
     precision: str
-    attention: str
+    training: Training
     plan: Plan
     fits: bool
     largest_batch: int
@@ -95,7 +97,9 @@ class Answer(NamedTuple):
 def answer(subject: Subject, gpu: Gpu) -> Answer:
     """Return what a configuration needs of a GPU, and what the GPU can do for it."""
     device = gpu.device()
-    training, batch = subject.training(device), subject.batch(subject.batch_size)
+    batch, as_set = subject.batch(subject.batch_size), subject.training(device)
+    choice = choose_checkpointing(subject.model, as_set, batch, gpu.bytes)
+    training = as_set._replace(recomputed=choice.recomputed) if subject.automatic else as_set
     found = plan(subject.model, training, batch)
     rate = None
     if gpu.teraflops:
@@ -104,11 +108,11 @@ def answer(subject: Subject, gpu: Gpu) -> Answer:
     return Answer(
         gpu=gpu,
         precision=subject.precision or hardware.choose_precision(device).value,
-        attention=training.attention,
+        training=training,
         plan=found,
         fits=found.total <= gpu.bytes,
-        largest_batch=largest_batch(subject, training, gpu.bytes),
-        checkpointing=choose_checkpointing(subject.model, training, batch, gpu.bytes),
+        largest_batch=largest_batch(subject, as_set, gpu.bytes),
+        checkpointing=choice,
         tokens_per_second=rate,
         hours=_hours(subject, batch, rate),
     )
@@ -158,7 +162,7 @@ def _gpu_json(found: Answer) -> dict[str, Any]:
         "gpu": found.gpu.name,
         "memory_bytes": found.gpu.bytes,
         "precision": found.precision,
-        "attention": found.attention,
+        "attention": found.training.attention,
         "peak_bytes": found.plan.total,
         "moment": found.plan.moment,
         "parts": {
@@ -236,7 +240,7 @@ def detail(subject: Subject, found: Answer) -> str:
     verdict = "fits" if found.fits else "does not fit"
     lines = [
         f"{found.gpu.name}, {found.gpu.bytes / GIB:.1f} GiB: {verdict} "
-        f"({found.precision}, attention {found.attention})",
+        f"({found.precision}, attention {found.training.attention})",
         *parts_lines(found.plan),
         f"largest batch: {found.largest_batch} pairs of {subject.max_length} tokens "
         f"({subject.batch(found.largest_batch).tokens:,} tokens)"
@@ -253,7 +257,7 @@ def detail(subject: Subject, found: Answer) -> str:
 
 def _with_long_prompts(subject: Subject, found: Answer) -> str:
     batch = subject.batch(subject.batch_size, min(subject.max_prompt_length or 1, subject.max_length - 1))
-    shared = plan(subject.model, subject.training(found.gpu.device()), batch)
+    shared = plan(subject.model, found.training, batch)
     return (
         f"with prompts of {subject.max_prompt_length} tokens: {shared.total / GIB:.2f} GiB "
         f"({batch.tokens:,} tokens)"

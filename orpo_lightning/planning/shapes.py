@@ -1,17 +1,23 @@
-"""A model's shape, from its config: the real architecture is built without memory and looked at."""
+"""A model's shape, from its config: the real architecture is built without memory and looked at.
+
+So is its LoRA: which layers, and which fused experts, PEFT adapts is for PEFT to say.
+"""
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from orpo_lightning.errors import UsageError, first_line
-from orpo_lightning.planning.base import Layer, Linear, Model, Place
+from orpo_lightning.layouts import unfit
+from orpo_lightning.modeling import add_lora
+from orpo_lightning.planning.base import Adapter, Layer, Linear, Model, Place
 
 
 def read_model(
@@ -21,32 +27,38 @@ def read_model(
 
     Args:
         config: of a decoder-only language model.
-        targets: `model.lora_targets`: names of linear layers, a pattern for whole names, or "all-linear".
+        targets: `model.lora_targets`.
         trust_remote_code: build classes that come with the model.
 
     Raises:
-        UsageError: the architecture cannot be built or is not made of layers.
+        UsageError: the architecture cannot be built, is not made of layers, or has no such targets.
     """
     model = _on_meta(config, trust_remote_code)
     text = config.get_text_config()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is None or head.weight is embedding.weight
     name, blocks = _blocks(model)
-    layers = tuple(_layer(f"{name}.{number}", block, text, targets) for number, block in enumerate(blocks))
+    layers = tuple(_layer(block, text) for block in blocks)
     total = sum(parameter.numel() for parameter in model.parameters())
     in_layers = sum(parameter.numel() for parameter in blocks.parameters())
     embedding_weights, head_weights = embedding.weight.numel(), 0 if tied else head.weight.numel()
     head_name = next((n for n, module in model.named_modules() if module is head), "")
+    paths, reason = [_linear_paths(block) for block in blocks], unfit(model)
+    adapted = _adapted(model, targets)  # the last look: from here on there is LoRA in the model
     return Model(
         architecture=type(model).__name__,
         vocabulary=text.vocab_size,
         hidden=text.hidden_size,
-        layers=layers,
+        layers=tuple(
+            _with_lora(layer, paths[number], _inside(f"{name}.{number}", adapted))
+            for number, layer in enumerate(layers)
+        ),
         embedding_weights=embedding_weights,
         head_weights=head_weights,
         other_weights=total - in_layers - embedding_weights - head_weights,
         softcap=getattr(text, "final_logit_softcapping", None) is not None,
-        adapted_head=targets != "all-linear" and is_target(head_name, targets),
+        adapted_head=head_name in adapted,
+        unfit=reason or "",
     )
 
 
@@ -60,13 +72,41 @@ def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def is_target(name: str, targets: Sequence[str] | str) -> bool:
-    """Tell whether LoRA is added to the linear layer of this full name, by PEFT's rule."""
-    if targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+def _adapted(model: Any, targets: Sequence[str] | str) -> dict[str, list[Adapter]]:
+    """Add LoRA of rank 1, and return what was added to each module or, where it is fused, to its weights."""
+    settings: dict[str, Any] = {"alpha": 1, "dropout": 0.0, "variant": "lora", "init": "default"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the real model gets its LoRA
+        base: Any = add_lora(model, r=1, targets=targets, **settings).get_base_model()
+    found: dict[str, list[Adapter]] = {}
+    layers: list[tuple[str, Any]] = [(n, m) for n, m in base.named_modules() if isinstance(m, LoraLayer)]
+    for path, module in layers:
+        if "default" in module.lora_A:
+            ranks, inputs = module.lora_A["default"].weight.shape
+            outputs = module.lora_B["default"].weight.shape[0]
+            # Two weights of one module are wrapped one around the other.
+            name = path.replace(".base_layer", "")
+            found.setdefault(name, []).append(Adapter(inputs, outputs, ranks, _wrapped_weights(module)))
+    return found
+
+
+def _wrapped_weights(module: Any) -> int:
+    wrapped = getattr(module, "parameter_name", None)
+    return module.get_param().numel() if wrapped else module.get_base_layer().weight.numel()
+
+
+def _inside(name: str, adapted: dict[str, list[Adapter]]) -> dict[str, list[Adapter]]:
+    """Return what was adapted in one layer, by the path in it."""
+    prefix = f"{name}."
+    return {path.removeprefix(prefix): found for path, found in adapted.items() if path.startswith(prefix)}
+
+
+def _with_lora(layer: Layer, paths: list[str], adapted: dict[str, list[Adapter]]) -> Layer:
+    linears = [
+        matrix._replace(adapted=path in adapted) for path, matrix in zip(paths, layer.linears, strict=True)
+    ]
+    others = [one for path, found in adapted.items() if path not in paths for one in found]
+    return layer._replace(linears=tuple(linears), adapters=tuple(others))
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
@@ -80,13 +120,14 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     return max(outer, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
 
 
-def _layer(name: str, block: nn.Module, config: PretrainedConfig, targets: Sequence[str] | str) -> Layer:
-    matrices = [(path, *_sizes(module)) for path, module in block.named_modules() if _is_linear(module)]
-    places = _places([path for path, _, _ in matrices])
-    linears = tuple(
-        Linear(inputs, outputs, places[path], is_target(f"{name}.{path}", targets))
-        for path, inputs, outputs in matrices
-    )
+def _linear_paths(block: nn.Module) -> list[str]:
+    return [path for path, module in block.named_modules() if _is_linear(module)]
+
+
+def _layer(block: nn.Module, config: PretrainedConfig) -> Layer:
+    paths = _linear_paths(block)
+    places = _places(paths)
+    linears = tuple(Linear(*_sizes(block.get_submodule(path)), places[path], adapted=False) for path in paths)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads

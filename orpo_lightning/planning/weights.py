@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import ceil
 
-from orpo_lightning.planning.base import Layer, Linear, Model, Training
+from orpo_lightning.planning.base import Layer, Linear, Model, Optimizer, Training
 
 _FP32 = 4
 # NF4: half a byte a weight, one byte a block of 64 (its scale), four a block of 256 scales; two tables.
@@ -30,7 +30,7 @@ _EIGHT_BIT = {
 
 def is_known(optimizer: str) -> bool:
     """Tell whether the state of an optimizer of this name is known."""
-    return optimizer in {*_STATES, *_EIGHT_BIT, "SGD", "GaLoreAdamW"}
+    return optimizer in {*_STATES, *_EIGHT_BIT, "SGD"} or Optimizer(optimizer).galore
 
 
 def matrix_bytes(matrix: Linear, training: Training) -> int:
@@ -81,6 +81,10 @@ def trained_in(layer: Layer, training: Training) -> Iterator[tuple[int, ...]]:
                 yield (matrix.outputs,)
     if not training.lora_r:
         yield (layer.other_weights,)
+        return
+    for adapter in layer.adapters:
+        yield adapter.ranks * training.lora_r, adapter.inputs
+        yield adapter.outputs, adapter.ranks * training.lora_r
 
 
 def trained(model: Model, training: Training) -> Iterator[tuple[int, ...]]:
@@ -110,12 +114,16 @@ def cast_bytes(shapes: Iterable[tuple[int, ...]], training: Training) -> int:
 
 def gradient_bytes(model: Model, training: Training) -> int:
     """Return the bytes of the trained weights' gradients: they have the weights' own dtype, fp32."""
-    return _FP32 * trained_weights(model, training)
+    return 0 if training.optimizer.layerwise else _FP32 * trained_weights(model, training)
 
 
 def gradients_before(model: Model, training: Training) -> list[int]:
     """Return the bytes of gradients when each layer's backward pass begins, and last when the head's does."""
     layers = len(model.layers)
+    if training.optimizer.layerwise:
+        # A head that is the embedding has its gradient first, and is updated last.
+        both = not training.lora_r and not model.head_weights
+        return [_FP32 * model.embedding_weights * both] * (layers + 1)
     if training.accumulated:
         return [gradient_bytes(model, training)] * (layers + 1)
     outside = list(trained_outside(model, training))
@@ -129,7 +137,7 @@ def gradients_before(model: Model, training: Training) -> list[int]:
 
 def adapter_bytes(model: Model, training: Training) -> int:
     """Return the bytes of LoRA's own weights; in full fine-tuning there are none beside the model's."""
-    return gradient_bytes(model, training) if training.lora_r else 0
+    return _FP32 * trained_weights(model, training) if training.lora_r else 0
 
 
 def optimizer_bytes(model: Model, training: Training) -> int:
@@ -146,9 +154,8 @@ def _state_bytes(shape: tuple[int, ...], training: Training, model: Model) -> in
         if numbers < _SMALLEST_8BIT:
             return _FP32 * states * numbers
         return states * (numbers + _FP32 * ceil(numbers / _BLOCK_8BIT))
-    if optimizer.name == "GaLoreAdamW" and len(shape) == 2 and shape[0] != model.vocabulary:
-        # The projection is a view of all singular vectors of its side, and keeps them all.
-        return _FP32 * (2 * min(optimizer.rank, *shape) * max(shape) + min(shape) ** 2)
+    if optimizer.galore and len(shape) == 2 and shape[0] != model.vocabulary:
+        return _FP32 * min(optimizer.rank, *shape) * (2 * max(shape) + min(shape))
     return _STATES.get(optimizer.name, 8) * numbers
 
 
@@ -156,17 +163,25 @@ def update_bytes(model: Model, training: Training) -> int:
     """Return what the optimizer takes for the moment of its step.
 
     torch's AdamW on CUDA updates all tensors at once and holds the root of every second moment while it does;
-    elsewhere it goes tensor by tensor. The 8-bit kernels need nothing. GaLore decomposes one gradient at a
-    time: the gradient itself, left and right vectors.
+    elsewhere it goes tensor by tensor. The 8-bit kernels need nothing.
     """
     shapes, name = list(trained(model, training)), training.optimizer.name
     if name in _EIGHT_BIT or name == "SGD":
         return 0
-    largest = max(map(count, shapes), default=0)
-    if name == "GaLoreAdamW":
-        decomposed = [s for s in shapes if len(s) == 2 and s[0] != model.vocabulary]
-        svd = max((2 * count(s) + min(s) ** 2 for s in decomposed), default=0)
-        return _FP32 * max(svd, 2 * largest)
+    if training.optimizer.galore:
+        return max(galore_update_bytes(shape, model, training) for shape in shapes)
     if training.device == "cuda":
         return _FP32 * sum(map(count, shapes))
-    return _FP32 * 2 * largest
+    return _FP32 * 2 * max(map(count, shapes), default=0)
+
+
+def galore_update_bytes(shape: tuple[int, ...], model: Model, training: Training) -> int:
+    """Return what GaLore takes to update one weight, with its gradient where that is freed at once.
+
+    A matrix's gradient is decomposed: a copy of it, left and right vectors. Of others the root of the second
+    moment, and the update.
+    """
+    numbers = count(shape)
+    decomposed = len(shape) == 2 and shape[0] != model.vocabulary
+    moment = 2 * numbers + min(shape) ** 2 if decomposed else 2 * numbers
+    return _FP32 * (moment + numbers * training.optimizer.layerwise)

@@ -1,0 +1,143 @@
+"""Which layers a run recomputes in its backward pass: as set, or as few as memory allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from orpo_lightning.errors import UsageError
+from orpo_lightning.modeling import causal_model, enable_checkpointing
+from orpo_lightning.planning import weights
+from orpo_lightning.planning.base import Model, Optimizer, Training, padded, shared_prefix
+from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
+from orpo_lightning.planning.peak import CONTEXT_BYTES
+from orpo_lightning.planning.settings import training_of
+from orpo_lightning.planning.shapes import read_model
+
+# Of the device, left free: what the plan may be wrong by, and what a validation or a checkpoint takes.
+MARGIN = 0.1
+
+
+def choose(trainer: Any, module: Any, layout: str) -> Choice:
+    """Return which layers are recomputed by `model.gradient_checkpointing`, and why.
+
+    Args:
+        trainer: the module's, None where it has none.
+        module: a `PreferenceModule` with its model.
+        layout: of the batches to come.
+    """
+    asked, layers = module.hparams["gradient_checkpointing"], max(len(recomputable(module.model)), 1)
+    if asked != "auto":
+        return Choice(layers if asked else 0, layers, True, "set by the user")
+    data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
+    if not {"batch_size", "max_length"} <= set(data):
+        return Choice(layers, layers, True, "no data module tells how large batches can be")
+    budget = memory_for_training(module)
+    if budget is None:
+        return Choice(layers, layers, True, f"the free memory of {module.device.type.upper()} is not known")
+    try:
+        model = read_shape(module)
+    except UsageError as error:
+        return Choice(layers, layers, True, f"there is no plan for this model: {error}")
+    training = planned_training(trainer, module, model)
+    lay = shared_prefix if layout == "shared_prefix" else padded
+    batch = lay(data["batch_size"], 1, data["max_length"] - 1, data["max_length"] - 1)
+    if trainer.world_size > 1:  # DDP's own copy of all gradients
+        budget -= weights.gradient_bytes(model, training)
+    choice = choose_checkpointing(model, training, batch, budget)
+    if choice.recomputed and layers != choice.layers:
+        reason = f"{choice.reason}; this architecture recomputes all layers or none"
+        return Choice(layers, layers, choice.fits, reason)
+    return choice
+
+
+def apply(model: Any, choice: Choice) -> None:
+    """Let the first layers be recomputed in the backward pass, as many as were chosen, and no others."""
+    causal = causal_model(model)
+    if choice.recomputed:
+        enable_checkpointing(causal)
+    else:
+        causal.gradient_checkpointing_disable()
+    for number, layer in enumerate(recomputable(causal)):
+        layer.gradient_checkpointing = choice.is_recomputed(number)
+
+
+def rows(choice: Choice) -> list[tuple[str, str]]:
+    """Return the row of a run's header."""
+    some = f"the first {choice.recomputed} of {choice.layers} layers"
+    count = {0: "no layer", choice.layers: "all layers"}.get(choice.recomputed, some)
+    return [("recomputed", f"{count} ({choice.reason})")]
+
+
+def recomputable(model: Any) -> list[Any]:
+    """Return the layers that can be recomputed one by one, in their order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def read_shape(module: Any) -> Model:
+    """Return the shape of a module's model, with the LoRA it has, or could have."""
+    settings = module.hparams
+    targets = settings["lora_targets"] if settings["lora_r"] else "all-linear"
+    return read_model(causal_model(module.model).config, targets)
+
+
+def planned_training(trainer: Any, module: Any, model: Model) -> Training:
+    """Return how a module is trained, as far as memory goes; its layers recomputed as they are set now."""
+    settings, optimizers = module.hparams, trainer.optimizers
+    training = training_of(
+        precision=trainer.precision,
+        quantization=settings["quantization"],
+        dtype=settings["dtype"],
+        lora_r=settings["lora_r"],
+        lora_dropout=settings["lora_dropout"],
+        lora_variant=settings["lora_variant"],
+        trained_rows=len(settings["trainable_tokens"] or []),
+        optimizer=_facts(optimizers[0]) if optimizers else None,
+        accumulate=trainer.accumulate_grad_batches,
+        attention=module.attention_choice.value,
+        device=module.device.type,
+    )
+    flags = [layer.gradient_checkpointing for layer in recomputable(module.model)]
+    all_or_none = len(model.layers) if settings["gradient_checkpointing"] else 0
+    return training._replace(recomputed=sum(flags) if flags else all_or_none)
+
+
+def _facts(optimizer: Any) -> Optimizer:
+    return Optimizer(
+        type(optimizer).__name__,
+        rank=next((group["rank"] for group in optimizer.param_groups if "rank" in group), 0),
+        momentum=bool(optimizer.defaults.get("momentum")),
+    )
+
+
+def memory_for_training(module: Any) -> int | None:
+    """Return the bytes that a plan may take, its margin left out: what is free and what the model holds.
+
+    None where that cannot be known.
+    """
+    device = module.device
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) + CONTEXT_BYTES - MARGIN * total)
+    if device.type != "cpu" or (available := _available_ram()) is None:
+        return None
+    held = sum(tensor.numel() * tensor.element_size() for tensor in module.model.parameters())
+    return int((1 - MARGIN) * (available + held))
+
+
+def _available_ram() -> int | None:
+    """Return the bytes of RAM that this process can still have, within its container's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        return min(found, int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return found

@@ -1,0 +1,140 @@
+"""Which layers a run recomputes: as set, or as few as the memory allows, and never other numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from reference import random_pairs
+from tiny_models import tiny_model, tiny_tokenizer
+from training import GradientRecorder, loader, make_trainer
+
+from orpo_lightning import PreferenceDataModule, PreferenceModule, recomputation
+from orpo_lightning.callbacks import RunHeader
+from orpo_lightning.planning.checkpointing import Choice
+from orpo_lightning.planning.peak import plan
+
+ROWS = [{"prompt": f"count {k}", "chosen": f" up {k}", "rejected": f" down {k}"} for k in range(4)]
+
+
+class Words(PreferenceDataModule):
+    """Four pairs."""
+
+    def load_rows(self, split: str) -> Any:
+        """Return them for training only."""
+        return ROWS if split == "train" else ()
+
+
+@pytest.fixture(scope="module")
+def four_layers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, tokenizer = tmp_path_factory.mktemp("four"), tiny_tokenizer("chatml")
+    tiny_model("llama", tokenizer=tokenizer, num_hidden_layers=4).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def flags(module: PreferenceModule) -> list[bool]:
+    return [layer.gradient_checkpointing for layer in recomputation.recomputable(module.model)]
+
+
+def fit_auto(base: str, folder: Path, **settings: Any) -> PreferenceModule:
+    module = PreferenceModule(base, lora_r=2, gradient_checkpointing="auto", **settings)
+    data = Words(tokenizer=base, max_length=64, cache_dir=str(folder))
+    trainer = make_trainer(max_steps=1, callbacks=[RunHeader()], default_root_dir=folder)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_gradients_are_the_same_with_no_some_and_all_layers_recomputed(family: str, tmp_path: Path) -> None:
+    tiny_model(family, num_hidden_layers=3).save_pretrained(tmp_path)
+
+    def gradients(recomputed: int) -> dict[str, torch.Tensor]:
+        lightning.seed_everything(3)
+        targets = "all-linear" if family == "gpt2" else ["q_proj", "v_proj"]
+        module = PreferenceModule(
+            str(tmp_path), lora_r=2, lora_dropout=0.1, lora_init="gaussian", lora_targets=targets
+        )
+        module.configure_model()
+        recomputation.apply(module.model, Choice(recomputed, 3, True, ""))
+        assert flags(module) == [number < recomputed for number in range(3)]
+        recorder = GradientRecorder()
+        make_trainer(max_steps=1, callbacks=[recorder]).fit(module, loader(random_pairs(4, 100), 2))
+        return recorder.gradients
+
+    none = gradients(0)
+    for recomputed in (1, 2, 3):
+        for name, gradient in gradients(recomputed).items():
+            assert torch.equal(gradient, none[name]), (recomputed, name)
+
+
+def test_layers_that_are_recomputed_run_twice_and_the_others_once(four_layers: str) -> None:
+    module = PreferenceModule(four_layers, lora_r=2)
+    module.configure_model()
+    recomputation.apply(module.model, Choice(1, 4, True, ""))
+    runs = [0] * 4
+    for number, layer in enumerate(recomputation.recomputable(module.model)):
+
+        def count(*_: Any, number: int = number) -> None:
+            runs[number] += 1
+
+        layer.self_attn.q_proj.register_forward_hook(count)
+    batch = next(iter(loader(random_pairs(2, 100), 2)))
+    module.forward(batch)  # with the self-check, which is not counted
+    runs[:] = [0] * 4
+    module.objective(module.forward(batch)).loss.backward()
+    assert runs == [2, 1, 1, 1]
+
+
+def test_auto_recomputes_nothing_where_all_fits_and_says_so_once(
+    four_layers: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="orpo_lightning")
+    assert flags(fit_auto(four_layers, tmp_path)) == [False] * 4
+    assert caplog.text.count("recomputed  ") == 1
+    assert "recomputed      no layer (0.0 of" in caplog.text
+
+
+def test_auto_recomputes_as_many_layers_as_the_budget_asks_for(
+    four_layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit_auto(four_layers, tmp_path)
+    model = recomputation.read_shape(whole)
+    training = recomputation.planned_training(whole.trainer, whole, model)
+    batch = recomputation.shared_prefix(2, 1, 63, 63)
+    peaks = [plan(model, training._replace(recomputed=n), batch).total for n in range(5)]
+    assert peaks[2] < peaks[1] < peaks[0]
+    monkeypatch.setattr(recomputation, "memory_for_training", lambda module: peaks[2])
+    caplog.set_level("INFO", logger="orpo_lightning")
+    assert flags(fit_auto(four_layers, tmp_path)) == [True, True, False, False]
+    assert "the first 2 of 4 layers" in caplog.text
+
+
+def test_auto_without_a_data_module_recomputes_everything_with_the_reason(tiny_base: str) -> None:
+    module = PreferenceModule(tiny_base, lora_r=2, gradient_checkpointing="auto")
+    make_trainer(max_steps=1).fit(module, loader(random_pairs(2, 100), 2))
+    assert all(flags(module))
+    assert dict(module.describe())["recomputed"] == (
+        "all layers (no data module tells how large batches can be)"
+    )
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_the_user_sets_stays(asked: bool, tiny_base: str) -> None:
+    module = PreferenceModule(tiny_base, lora_r=2, gradient_checkpointing=asked)
+    make_trainer(max_steps=1).fit(module, loader(random_pairs(2, 100), 2))
+    assert flags(module) == [asked] * 2
+    assert dict(module.describe())["recomputed"].endswith("(set by the user)")
+
+
+def test_the_budget_on_a_cpu_is_what_is_free_with_the_model_less_a_margin(tiny_base: str) -> None:
+    module = PreferenceModule(tiny_base, lora_r=2)
+    module.configure_model()
+    held = sum(parameter.nbytes for parameter in module.model.parameters())
+    budget = recomputation.memory_for_training(module)
+    assert budget is not None
+    total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
+    assert held < budget < 0.9 * (total + held)
