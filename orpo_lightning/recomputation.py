@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from orpo_lightning.errors import UsageError
 from orpo_lightning.modeling import causal_model, enable_checkpointing
 from orpo_lightning.planning import weights
-from orpo_lightning.planning.base import Model, Optimizer, Training, padded, shared_prefix
+from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, padded, shared_prefix
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
 from orpo_lightning.planning.peak import CONTEXT_BYTES
 from orpo_lightning.planning.settings import training_of
@@ -43,8 +44,7 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     except UsageError as error:
         return Choice(layers, layers, True, f"there is no plan for this model: {error}")
     training = planned_training(trainer, module, model)
-    lay = shared_prefix if layout == "shared_prefix" else padded
-    batch = lay(data["batch_size"], 1, data["max_length"] - 1, data["max_length"] - 1)
+    batch = largest_batch(data, layout)
     if trainer.world_size > 1:  # DDP's own copy of all gradients
         budget -= weights.gradient_bytes(model, training)
     choice = choose_checkpointing(model, training, batch, budget)
@@ -52,6 +52,14 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
         reason = f"{choice.reason}; this architecture recomputes all layers or none"
         return Choice(layers, layers, choice.fits, reason)
     return choice
+
+
+def largest_batch(data: Mapping[str, Any], layout: str) -> Batch:
+    """Return the largest micro-batch that a data module's arguments allow: as many of the longest pairs."""
+    lay = shared_prefix if layout == "shared_prefix" else padded
+    longest = (1, data["max_length"] - 1, data["max_length"] - 1)
+    pairs, tokens = data["batch_size"], data.get("tokens_per_batch")
+    return lay(pairs if tokens is None else -(-tokens // lay(1, *longest).tokens), *longest)
 
 
 def apply(model: Any, choice: Choice) -> None:
