@@ -67,9 +67,7 @@ def test_and_with_kept_ones(name: str) -> None:
 def test_shared_prefixes_are_planned_within_a_fiftieth_too(
     case: Case, shape: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        interface, "SHORT", 0
-    )  # as padded rows, so short ones would keep less
+    monkeypatch.setattr(interface, "SHORT", 0)  # as padded rows, so short ones would keep less
     measured, planned = compare(SHAPES[shape], case, checkpointing=checkpointing)
     assert planned == pytest.approx(measured, rel=0.02)
 
