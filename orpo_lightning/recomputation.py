@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from orpo_lightning.errors import UsageError
 from orpo_lightning.modeling import causal_model, enable_checkpointing
 from orpo_lightning.planning import weights
-from orpo_lightning.planning.base import Model, Optimizer, Training, fullest
+from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
 from orpo_lightning.planning.peak import CONTEXT_BYTES
 from orpo_lightning.planning.settings import training_of
@@ -43,9 +44,7 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     except UsageError as error:
         return Choice(layers, layers, True, f"there is no plan for this model: {error}")
     training = planned_training(trainer, module, model)
-    pairs, most = data["batch_size"], data["batch_size"] * trainer.accumulate_grad_batches
-    budget_tokens = data.get("tokens_per_batch")
-    batch = fullest(layout, pairs, data["max_length"], budget=budget_tokens, most=most)
+    batch = largest_batch(data, layout, trainer.accumulate_grad_batches)
     if trainer.world_size > 1:  # DDP's own copy of all gradients
         budget -= weights.gradient_bytes(model, training)
     choice = choose_checkpointing(model, training, batch, budget)
@@ -53,6 +52,12 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
         reason = f"{choice.reason}; this architecture recomputes all layers or none"
         return Choice(layers, layers, choice.fits, reason)
     return choice
+
+
+def largest_batch(data: Mapping[str, Any], layout: str, accumulate: int) -> Batch:
+    """Return the largest micro-batch that a data module's arguments allow: as many of the longest pairs."""
+    pairs, budget = data["batch_size"], data.get("tokens_per_batch")
+    return fullest(layout, pairs, data["max_length"], budget=budget, most=pairs * accumulate)
 
 
 def apply(model: Any, choice: Choice) -> None:

@@ -12,12 +12,26 @@ from tiny_models import tiny_model
 from torch import Tensor, nn
 
 from orpo_lightning import layouts
-from orpo_lightning.batching import lay_flat, pad_pairs
+from orpo_lightning.batching import PairBatch, TokenizedPair, lay_flat, pad_pairs
+from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.scoring import score_targets, take_apart
 
 FOUND_BY_THE_CHECK_ALONE = {"doge", "phimoe"}
-LAYOUTS = {"padded": partial(pad_pairs, pad_id=0), "shared_prefix": lay_flat}
+
+
+def lay_flat_as_if_long(pairs: list[TokenizedPair]) -> PairBatch:
+    """Lay pairs out so that they get the kernel of long ones."""
+    batch = lay_flat(pairs)
+    batch.model_inputs[KEYWORD].derived["short"] = False
+    return batch
+
+
+LAYOUTS = {
+    "padded": partial(pad_pairs, pad_id=0),
+    "shared_prefix": lay_flat,
+    "shared_prefix, long pairs": lay_flat_as_if_long,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

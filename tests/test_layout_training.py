@@ -18,6 +18,12 @@ from orpo_lightning.batching import lay_flat
 from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.scoring import score_targets, take_apart
+from orpo_lightning.shared_attention import interface
+
+
+@pytest.fixture(autouse=True)
+def _kernel_of_long_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface, "SHORT", 0)
 
 
 class Words(PreferenceDataModule):

@@ -116,6 +116,14 @@ def test_more_tokens_need_more_and_keys_of_fit_are_heard(
     assert usual["tokens_per_second"] is None
 
 
+def test_a_budget_of_tokens_is_the_batch_that_is_planned(
+    mistral: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", RECIPE, "--model.base_model", str(mistral), "--gpu", "T4"]
+    report = plan_json(capsys, *words, "--data.tokens_per_batch", "5000")
+    assert (report["pairs"], report["tokens"]) == (2, 5000)
+
+
 def test_auto_is_planned_as_the_layout_that_the_architecture_allows(
     mistral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

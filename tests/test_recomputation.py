@@ -139,3 +139,21 @@ def test_the_budget_on_a_cpu_is_what_is_free_with_the_model_less_a_margin(tiny_b
     assert budget is not None
     total = next(int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines())
     assert held < budget < 0.9 * (total + held)
+
+
+@pytest.mark.parametrize(
+    ("layout", "budget", "pairs", "tokens"),
+    [
+        ("padded", None, 2, 4096),
+        ("padded", 8192, 4, 8192),  # 2 x 1024 tokens a pair
+        ("shared_prefix", 8192, 4, 8192),  # 2047: four of them, and four tokens of another
+        ("padded", 100, 1, 2048),
+        ("padded", 10**6, 8, 8 * 2048),  # no more than the pairs of a step
+    ],
+)
+def test_a_budget_of_tokens_decides_the_largest_batch(
+    layout: str, budget: int | None, pairs: int, tokens: int
+) -> None:
+    data = {"batch_size": 2, "max_length": 1024, "tokens_per_batch": budget}
+    found = recomputation.largest_batch(data, layout, 4)
+    assert (found.pairs, found.tokens) == (pairs, tokens)

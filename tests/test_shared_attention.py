@@ -122,6 +122,8 @@ TABLE: list[tuple[Device, Needs, set[str], str, str]] = [
     (CPU, SINGLE._replace(window=True), EVERY, "rows", "no answer to a window"),
     (CPU, SINGLE._replace(window=True, softcap=True), EVERY, "rows", "a window and a soft-cap"),
     (CPU, SINGLE._replace(dropout=True), EVERY, "rows", "dropout"),
+    (CPU, SINGLE._replace(short=True), EVERY, "rows", "fewer than 96 tokens"),
+    (A100, HALF._replace(short=True), EVERY, "flash_attn_2", "flash-attn is installed"),
     (CPU, SINGLE, EVERY - {"slices"}, "rows", "this torch has no flash kernel"),
     (APPLE, SINGLE, EVERY, "rows", "MPS"),
     (H100, HALF, EVERY, "flash_attn_3", "Hopper"),

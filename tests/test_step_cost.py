@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from step_cost import FIGURES, FILE, LAYOUTS, Counter, floor_flops, has_layouts, measure, python_calls
+from step_cost import FIGURES, FILE, LAYOUTS, Counter, floor_flops, has_layouts, python_calls
 
 # Counts of arithmetic are exact. A library's next patch may dispatch or call a little more or less.
 TOLERANCE = {
@@ -24,7 +27,23 @@ EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, float]]]:
     folder = tmp_path_factory.mktemp("step")
-    return folder, {layout: measure(folder, layout) for layout in (LAYOUTS if has_layouts() else LAYOUTS[:1])}
+    layouts = LAYOUTS if has_layouts() else LAYOUTS[:1]
+    # In a process of its own: what other tests leave behind, such as handlers, costs calls as well.
+    program = (
+        "import json, pathlib, sys; from step_cost import measure\n"
+        "folder, *layouts = sys.argv[1:]\n"
+        "print(json.dumps({layout: measure(pathlib.Path(folder), layout) for layout in layouts}))"
+    )
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), *layouts],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

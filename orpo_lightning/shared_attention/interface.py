@@ -25,7 +25,7 @@ from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
 from orpo_lightning.hardware import Choice, Device
 from orpo_lightning.shared_attention import packed, rows, slices
 from orpo_lightning.shared_attention.base import Recipe, same_dtype
-from orpo_lightning.shared_attention.choice import Needs, choose_backend, find_backends
+from orpo_lightning.shared_attention.choice import SHORT, Needs, choose_backend, find_backends
 
 _PREFIX = "shared_prefix_"
 _ATTEND: dict[str, Callable[..., Tensor]] = {
@@ -156,10 +156,17 @@ def _attend(
     recipe = Recipe(scale, window, softcap, s_aux, dropout)
     width = max(key.shape[-1], value.shape[-1])
     has_window, has_cap, has_sinks = (feature is not None for feature in (window, softcap, s_aux))
-    needs = Needs(query.dtype, width, has_window, has_cap, has_sinks, dropout > 0)
+    needs = Needs(query.dtype, width, has_window, has_cap, has_sinks, dropout > 0, is_short(plan))
     backend = _backend(_device(query.device), needs)
     used[backend.value] = backend.reason
     return _ATTEND[backend.value](query, key, value, plan, recipe).contiguous()
+
+
+def is_short(plan: SharedPrefix) -> bool:
+    """Return whether the pairs of a batch are short, or what `plan.derived["short"]` says."""
+    if "short" not in plan.derived:
+        plan.derived["short"] = sum(map(sum, plan.lengths)) < SHORT * len(plan.lengths)
+    return plan.derived["short"]
 
 
 @lru_cache
