@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from orpo_lightning.planning.base import Batch, Layer, Linear, Place, Training
+from orpo_lightning.shared_attention.choice import SHORT
 
 _FP32 = 4
 # How many tensors as wide as the MLP an activation keeps; written out in Python, it keeps each step.
@@ -148,8 +149,12 @@ def attention_kept(layer: Layer, training: Training, batch: Batch) -> int:
     item, query, key = training.compute_bytes, layer.query_width, layer.key_width
     statistics = _FP32 * layer.heads * batch.rows * batch.width
     if batch.flat:
-        # Keys and values are gathered by sequence, the prompt's twice; on a CPU they stay where they are.
-        sequences = batch.rows * batch.width if training.device == "cuda" else batch.tokens
+        # Keys and values are gathered by sequence, the prompt's twice; on a CPU they stay where they are, but
+        # for short pairs, which attend as padded rows with their queries.
+        rows = batch.rows * batch.width
+        if training.device == "cpu" and batch.tokens < SHORT * batch.pairs:
+            return rows * (item * (2 * query + 2 * key) + _FP32 * layer.heads)
+        sequences = rows if training.device == "cuda" else batch.tokens
         statistics = _FP32 * layer.heads * batch.tokens
         return item * (2 * query * batch.tokens + 2 * key * sequences) + statistics
     masked = is_masked(layer, batch)
