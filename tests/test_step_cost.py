@@ -28,16 +28,18 @@ EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, float]]]:
     folder = tmp_path_factory.mktemp("step")
     layouts = LAYOUTS if has_layouts() else LAYOUTS[:1]
-    # In a process of its own: what other tests leave behind, such as handlers, costs calls as well.
+    # In a process of its own: what other tests leave behind costs calls as well.
     program = (
         "import json, pathlib, sys; from step_cost import measure\n"
         "folder, *layouts = sys.argv[1:]\n"
         "print(json.dumps({layout: measure(pathlib.Path(folder), layout) for layout in layouts}))"
     )
     here = Path(__file__).parent
+    # A seed that another module's fixture left makes every batch seed dropout.
+    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), *layouts],
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        env=environment | {"PYTHONPATH": f"{here}:{here.parent}"},
         capture_output=True,
         text=True,
         check=False,
