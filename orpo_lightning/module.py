@@ -45,8 +45,7 @@ class PreferenceModule(lightning.LightningModule):
         trust_remote_code: run Python code that comes with the model. Only for models you have read.
         quantization: how the frozen base is kept: nf4 (4 bits, double quantisation), int8, or none.
         dtype: of the base's weights and of its matrix products; auto follows trainer.precision (float32
-        weights
-            where they are trained themselves).
+            weights where they are trained themselves).
         attention: kernel for padded batches and for generation; auto is flash_attention_2 where GPU and
             package allow, else sdpa. Batches with shared prefixes have kernels of their own (data.layout).
         lora_r: rank of LoRA; 0 trains all weights instead.
@@ -56,12 +55,12 @@ class PreferenceModule(lightning.LightningModule):
         lora_variant: lora, rslora (rank-stabilised scale) or dora (weight-decomposed).
         lora_init: default (B = 0), gaussian, pissa (needs an unquantised base), loftq (needs nf4).
         trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never
-        learned.
+            learned.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more
             time; auto recomputes no more layers than the device's free memory asks for.
         objective: the loss, e.g. ORPO.
         optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings,
-        vectors).
+            vectors).
         schedule: of the learning rate after warm-up.
         warmup: linear warm-up: steps (a whole number) or a share of all steps (below 1).
     """
