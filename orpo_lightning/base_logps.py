@@ -103,9 +103,7 @@ def add_change(
         return output
 
     def compute() -> Tensor:
-        logps = score_base()
-        chosen = logps.chosen_sum / logps.chosen_tokens.clamp(min=1)
-        return torch.stack([chosen, logps.rejected_sum / logps.rejected_tokens.clamp(min=1)], dim=1)
+        return torch.stack(score_base().answer_means(), dim=1)
 
     shares = [mean.pairs for mean in found if mean is not None and mean.pairs is not None]
     before = base.of(pairs, compute).to(shares[0].sums.device)

@@ -97,32 +97,14 @@ class LayerwiseGaLoreAdamW(GaLoreAdamW):
     gradients at once is refused (trainer.accumulate_grad_batches, gradient_clip_val, 16-mixed, devices).
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        rank: int = 128,
-        update_proj_gap: int = 200,
-        scale: float = 0.25,
-        proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std",
-    ) -> None:
+    def __init__(self, params: Iterable[Any], **settings: Any) -> None:
         """Hook every weight; a hook of an earlier optimizer of this kind is taken off.
 
         Args:
-            params: as in GaLoreAdamW, like all others.
-            lr: learning rate.
-            betas: AdamW's decay rates.
-            eps: AdamW's epsilon.
-            weight_decay: decoupled weight decay of matrices and embeddings.
-            rank: rank of the projection.
-            update_proj_gap: optimizer steps between two new projections.
-            scale: the projected update is multiplied by it.
-            proj_type: which side is projected.
+            params: as in GaLoreAdamW.
+            settings: GaLoreAdamW's other arguments.
         """
-        super().__init__(params, lr, betas, eps, weight_decay, rank, update_proj_gap, scale, proj_type)
+        super().__init__(params, **settings)
         self._updated: set[nn.Parameter] = set()
         self._squares: list[Tensor] = []
         self.param_groups: list[dict[str, Any]]

@@ -47,6 +47,11 @@ class PairLogps(NamedTuple):
         """(B,) 1 for a pair that counts, 0 where an answer has no target: such a pair touches nothing."""
         return ((self.chosen_tokens > 0) & (self.rejected_tokens > 0)).to(self.chosen_sum.dtype)
 
+    def answer_means(self) -> tuple[Tensor, Tensor]:
+        """Return the mean log-probability of a token of the chosen and of the rejected answers, (B,) each."""
+        chosen = self.chosen_sum / self.chosen_tokens.clamp(min=1)
+        return chosen, self.rejected_sum / self.rejected_tokens.clamp(min=1)
+
 
 def chunk_rows(vocabulary: int) -> int:
     """Return how many rows of fp32 logits over `vocabulary` tokens fill CHUNK_BYTES (at least 16)."""

@@ -5,12 +5,11 @@ The parent never touches the GPU: what it held there would be missing on the sid
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmark_process import do_job
 
 
 def base(job: dict[str, Any]) -> dict[str, Any]:
@@ -59,12 +58,5 @@ def facts(job: dict[str, Any]) -> dict[str, Any]:
 SIDES = {"base": base, "floor": floor, "peak": peak, "facts": facts}
 
 
-def main() -> None:
-    """Do the job on its cores and write what came out."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    os.sched_setaffinity(0, job["cores"])
-    Path(sys.argv[2]).write_text(json.dumps(SIDES[job["side"]](job)), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    do_job(SIDES)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -256,3 +257,10 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def do_job(sides: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+    """Be a fresh process: do the job in one file on its cores, and write what came out to another."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    os.sched_setaffinity(0, job["cores"])
+    Path(sys.argv[2]).write_text(json.dumps(sides[job["side"]](job)), encoding="utf-8")

@@ -6,8 +6,6 @@ Loading the tokenizer is timed apart from every side. Tokens are compared afterw
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmark_process import Meter, memory
+from benchmark_process import Meter, do_job, memory
 from benchmark_rows import numbered, read_pairs
 
 _CHUNK = 512
@@ -265,13 +263,5 @@ def _hash(*parts: list[int]) -> int:
 SIDES = {"ours": ours, "warm": warm, "trl": trl, "trl2": trl, "encode": encode, "stream": stream}
 
 
-def main() -> None:
-    """Do the job on its cores and write what came out."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    os.sched_setaffinity(0, job["cores"])
-    found = SIDES[job["side"]](job)
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    do_job(SIDES)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import sys
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_process import do_job
 from benchmark_watch import BETA, Watch, mean_of, means_by_step
 
 _LEARNING_RATE = 5e-5
@@ -267,13 +266,5 @@ def _hash(*parts: list[int]) -> str:
 SIDES = {"ours": ours, "trl": trl}
 
 
-def main() -> None:
-    """Do the job on its cores and write what came out."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    os.sched_setaffinity(0, job["cores"])
-    found = SIDES[job["side"]](job)
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    do_job(SIDES)

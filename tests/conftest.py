@@ -39,6 +39,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a ChatML tokenizer."""
+    from tiny_models import tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer("chatml").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run scripts/quickstart here, kill it once, run it again; return its folder and what it printed."""
     import signal

@@ -42,13 +42,6 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer("chatml").save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def make(tmp_path: Path, tokenizer: str) -> Any:
     """Return a function that builds a data module, from rows to train on and any arguments."""

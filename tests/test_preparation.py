@@ -11,17 +11,9 @@ from typing import Any
 
 import pytest
 from test_datamodule import attach, batch_numbers, numbers, ready, rows, write
-from tiny_models import tiny_tokenizer
 
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.errors import CheckpointError, DataError, UsageError
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer("chatml").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
 
 from orpo_lightning import PreferenceDataModule
 from orpo_lightning.data.splits import sample, stratified_order
@@ -88,13 +87,6 @@ def test_what_is_no_share_is_refused(given: Any) -> None:
 
 
 # The data module
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer("chatml").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

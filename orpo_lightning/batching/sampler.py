@@ -126,7 +126,7 @@ class PlannedSampler(Sampler[PlannedBatch]):
 
     def steps(self) -> Iterator[tuple[Tensor, list[list[list[int]]]]]:
         """Yield the pairs of each step of the epoch, and how they are split: [rank][micro-batch][pair]."""
-        for step in self._order().split(self.split.pairs_per_step) if len(self.lengths) else ():
+        for step in self.order().split(self.split.pairs_per_step) if len(self.lengths) else ():
             yield step, split_step(step, self.lengths[step], self.split)
 
     def _epoch(self) -> Iterator[PlannedBatch]:
@@ -135,7 +135,8 @@ class PlannedSampler(Sampler[PlannedBatch]):
             for batch in ranks[self.rank]:
                 yield PlannedBatch(batch, totals)
 
-    def _order(self) -> Tensor:
+    def order(self) -> Tensor:
+        """Return the pairs of the epoch, in their order."""
         if self.mixture is not None:
             sizes, weights = zip(*self.mixture, strict=True)
             return mixed_order(sizes, weights, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)

@@ -10,6 +10,7 @@ import lightning
 import torch
 
 from orpo_lightning.batching import PairBatch
+from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import is_out_of_memory
 from orpo_lightning.planning.base import Batch
 from orpo_lightning.planning.out_of_memory import Facts, lines
@@ -49,7 +50,7 @@ def sizes(batch: PairBatch) -> Batch:
     """Return a batch's sizes."""
     rows, width = batch.model_inputs["input_ids"].shape
     targets, tokens = batch.target_ids.shape[0], rows * width
-    flat = batch.model_inputs.get("shared_prefix")
+    flat = batch.model_inputs.get(KEYWORD)
     if flat is not None:
         rows, width = 2 * batch.num_pairs, flat.longest
     return Batch(batch.num_pairs, tokens, targets, rows, width, masked=flat is None, flat=flat is not None)

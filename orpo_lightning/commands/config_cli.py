@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -16,6 +17,7 @@ class ConfigCLI(PreferenceCLI):
         name: the command, for messages.
         args: the words behind it.
         add_options: adds the command's own options to the parser.
+        datamodule_class: whose arguments the keys of `data` are; PreferenceDataModule where left out.
     """
 
     def __init__(
@@ -24,10 +26,12 @@ class ConfigCLI(PreferenceCLI):
         args: list[str],
         *,
         add_options: Callable[[LightningArgumentParser], None] = lambda parser: None,
+        datamodule_class: Any = None,
     ) -> None:
-        """Parse."""
+        """Parse, and do what the subclass does with it."""
         self._add_options = add_options
-        super().__init__(args=args, run=False, parser_kwargs={"prog": f"orpo-lightning {name}"})
+        parser_kwargs = {"prog": f"orpo-lightning {name}"}
+        super().__init__(None, datamodule_class, args=args, run=False, parser_kwargs=parser_kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys of a run and the command's own options."""
@@ -35,7 +39,7 @@ class ConfigCLI(PreferenceCLI):
         self._add_options(parser)
 
     def _set_seed(self) -> None:
-        """Leave the random state alone."""
+        """Leave the random state alone: what a command says depends on its configuration only."""
 
     def before_instantiate_classes(self) -> None:
         """Fill nothing: what a key is filled with depends on this machine."""
@@ -44,4 +48,4 @@ class ConfigCLI(PreferenceCLI):
         """Build nothing."""
 
     def after_instantiate_classes(self) -> None:
-        """Do nothing."""
+        """Do nothing: there is neither module nor Trainer to warn of."""

@@ -9,13 +9,13 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from orpo_lightning import runfolder
-from orpo_lightning.cli import PreferenceCLI
 from orpo_lightning.cli_fill import fill_tokenizer
+from orpo_lightning.commands.config_cli import ConfigCLI
 from orpo_lightning.data.datamodule import PreferenceDataModule
 
 
-class DataCLI(PreferenceCLI):
-    """Reads the keys of `fit`, from the same files and with the same errors, and builds the data module.
+class DataCLI(ConfigCLI):
+    """Builds the data module of a configuration, and nothing else of it.
 
     Args:
         name: the command, for messages.
@@ -35,17 +35,8 @@ class DataCLI(PreferenceCLI):
         datamodule_class: type[PreferenceDataModule] = PreferenceDataModule,
     ) -> None:
         """Parse, fill and build."""
-        self._add_options, self._data_class = add_options, datamodule_class
-        parser_kwargs = {"prog": f"orpo-lightning {name}"}
-        super().__init__(None, datamodule_class, args=args, run=False, parser_kwargs=parser_kwargs)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of a run and the command's own options."""
-        super().add_arguments_to_parser(parser)
-        self._add_options(parser)
-
-    def _set_seed(self) -> None:
-        """Leave the random state alone: the data depends on `data.seed` and on nothing else."""
+        self._data_class = datamodule_class
+        super().__init__(name, args, add_options=add_options, datamodule_class=datamodule_class)
 
     def before_instantiate_classes(self) -> None:
         """Fill the tokenizer, and find the run's folder without writing to it."""
@@ -60,9 +51,6 @@ class DataCLI(PreferenceCLI):
             Namespace(data=self.config.data), instantiate_groups=False
         ).data
         self.datamodule = self._data_class(**arguments)
-
-    def after_instantiate_classes(self) -> None:
-        """Do nothing: there is neither module nor Trainer to warn of."""
 
 
 def device_count(trainer: Namespace) -> int:

@@ -74,8 +74,7 @@ class ORPO(Objective):
         """Return the terms `nll_loss` and `odds_ratio_loss` and the preference metrics of B pairs."""
         weights = policy.weights
         step_pairs = None if policy.normalisers is None else policy.normalisers.pairs
-        chosen = policy.chosen_sum / policy.chosen_tokens.clamp(min=1)
-        rejected = policy.rejected_sum / policy.rejected_tokens.clamp(min=1)
+        chosen, rejected = policy.answer_means()
         ratio = log_odds(chosen) - log_odds(rejected)
         odds_ratio_loss = Term.over(self.beta, weights * softplus(-ratio), weights, step_pairs)
         return ObjectiveOutput(

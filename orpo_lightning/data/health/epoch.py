@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orpo_lightning.batching.mixture import epoch_order, mixed_order
-from orpo_lightning.batching.packing import FILLER, deal
+from orpo_lightning.batching.mixture import epoch_order
+from orpo_lightning.batching.packing import FILLER, Split, deal
 from orpo_lightning.batching.report import report_plan
 from orpo_lightning.batching.sampler import PlannedSampler
 
@@ -40,18 +40,6 @@ class EpochPlan(NamedTuple):
             tokens_per_batch=self.tokens_per_batch,
         )
 
-    @property
-    def pairs_per_step(self) -> int:
-        """Pairs of one optimizer step, but for the last."""
-        return self.batch_size * self.accumulate * self.devices
-
-    def order(self, num_pairs: int) -> Tensor:
-        """Return the pairs of the first epoch, in the order of `PlannedSampler`."""
-        if self.mixture is not None:
-            sizes, weights = zip(*self.mixture, strict=True)
-            return mixed_order(sizes, weights, seed=self.seed, epoch=0, shuffle=self.shuffle)
-        return epoch_order(num_pairs, seed=self.seed, epoch=0) if self.shuffle else torch.arange(num_pairs)
-
 
 def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
     """Return what the first epoch costs as it is planned, in random batches, and without any padding.
@@ -64,18 +52,19 @@ def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
         lengths: (n, 3) tokens of prompt, chosen and rejected of each pair.
         plan: how the epoch is cut into batches.
     """
-    order = plan.order(len(lengths))
+    sampler = plan.sampler(lengths)
+    order, split = sampler.order(), sampler.split._replace(tokens_per_batch=None)
     prompt, chosen, rejected = lengths.T
     longer = (prompt + torch.maximum(chosen, rejected))[order]
     tokens = int((2 * prompt + chosen + rejected)[order].sum())  # the prompt stands in both rows of a pair
     ours = "like lengths together" if plan.shuffle else "in the order of the data"
     padded = {
-        f"left-padded, {ours} (what fit uses)": _padded(longer, plan, sort=plan.shuffle),
-        "left-padded, random batches": _padded(longer[_random(len(longer), plan)], plan, sort=False),
+        f"left-padded, {ours} (what fit uses)": _padded(longer, split, sort=plan.shuffle),
+        "left-padded, random batches": _padded(longer[_random(len(longer), plan)], split, sort=False),
         "no padding (the floor)": tokens,
     }
-    steps = -(-len(order) // plan.pairs_per_step)
-    batches = _micro_batches(len(order), plan)
+    steps = -(-len(order) // split.pairs_per_step)
+    batches = split.micro_batches(len(order)) * split.world_size
     rows: list[dict[str, Any]] = [
         {
             "layout": layout,
@@ -88,7 +77,7 @@ def epoch_costs(lengths: Tensor, plan: EpochPlan) -> list[dict[str, Any]]:
         for layout, positions in padded.items()
     ]
     budgeted = plan.tokens_per_batch is not None
-    found = report_plan(plan.sampler(lengths), None if budgeted else _STEPS_BALANCED)
+    found = report_plan(sampler, None if budgeted else _STEPS_BALANCED)
     rows[0]["slowest_device"] = found.slowest
     if budgeted:
         rows[0] |= {
@@ -106,36 +95,31 @@ def _random(count: int, plan: EpochPlan) -> Tensor:
     return epoch_order(count, seed=plan.seed, epoch=0)
 
 
-def _padded(longer: Tensor, plan: EpochPlan, *, sort: bool) -> int:
+def _padded(longer: Tensor, split: Split, *, sort: bool) -> int:
     """Return the positions of all batches: two rows a pair, each as wide as the batch's longest.
 
     Args:
         longer: (n,) tokens of the longer sequence of each pair, in the order of the epoch.
-        plan: how the epoch is cut into batches.
+        split: how the epoch is cut into batches.
         sort: whether pairs of like length come together within a step.
     """
-    step = plan.pairs_per_step
+    step = split.pairs_per_step
     whole = longer[: len(longer) // step * step].view(-1, step)
     if sort:
         whole = whole.sort(dim=1, descending=True).values
-    widths = whole.reshape(-1, plan.batch_size).amax(dim=1).clamp(min=1) if len(whole) else longer[:0]
-    positions = 2 * plan.batch_size * int(widths.sum())
+    widths = whole.reshape(-1, split.batch_size).amax(dim=1).clamp(min=1) if len(whole) else longer[:0]
+    positions = 2 * split.batch_size * int(widths.sum())
     rest = longer[len(whole) * step :]
     if sort:
         rest = rest.sort(descending=True).values
-    for batch in _last_step(len(rest), plan):
+    for batch in _last_step(len(rest), split):
         # A device that has no pair left pads one that is empty.
         width = 1 if batch == [FILLER] else max(1, int(rest[batch].max()))
         positions += 2 * len(batch) * width
     return positions
 
 
-def _micro_batches(count: int, plan: EpochPlan) -> int:
-    whole, rest = divmod(count, plan.pairs_per_step)
-    return whole * plan.accumulate * plan.devices + len(_last_step(rest, plan))
-
-
-def _last_step(count: int, plan: EpochPlan) -> list[list[int]]:
+def _last_step(count: int, split: Split) -> list[list[int]]:
     if not count:
         return []
-    return deal(torch.arange(count), batch_size=plan.batch_size, world_size=plan.devices)
+    return deal(torch.arange(count), batch_size=split.batch_size, world_size=split.world_size)
