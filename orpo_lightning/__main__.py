@@ -8,6 +8,7 @@ import sys
 
 from orpo_lightning import __version__
 from orpo_lightning.commands import COMMANDS
+from orpo_lightning.stop_signals import Stopped, StopSignals
 
 SUBCOMMANDS = {
     "fit": "train a policy on preference pairs",
@@ -83,6 +84,15 @@ def main(args: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"expected {_expected()}"
         print(f"error: unknown subcommand {words[0]!r}: {hint}", file=sys.stderr)
         return 2
+    try:
+        with StopSignals():
+            return _run(words, args)
+    except Stopped as stopped:  # while the libraries were loaded
+        print(f"error: {stopped.line}", file=sys.stderr)
+        return int(str(stopped.code))
+
+
+def _run(words: list[str], args: list[str] | None) -> int:
     # Told to every CPU run, but slow and not wrong is all it means.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if words[0] in COMMANDS:

@@ -13,8 +13,10 @@ import lightning
 import transformers
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from orpo_lightning import runfolder
@@ -25,12 +27,17 @@ from orpo_lightning.callbacks import (
     PlainProgress,
     ResumeCheckpoint,
     RunHeader,
+    StopAtSignal,
 )
+from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
 from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.module import PreferenceModule
+from orpo_lightning.resuming import is_unlogged
+from orpo_lightning.run_lock import RunLock
+from orpo_lightning.stop_signals import StopSignals
 
 _SEED = 42
 # Lightning speaks of these in every run; none of them asks for anything to be done.
@@ -65,12 +72,14 @@ class PreferenceCLI(LightningCLI):
     Args:
         model_class: Your LightningModule; PreferenceModule where left out.
         datamodule_class: Your LightningDataModule; PreferenceDataModule where left out.
-        kwargs: Further arguments of LightningCLI, which win over the defaults here.
+        kwargs: Further arguments of LightningCLI, which win over the defaults here; and `signals`, the
+            StopSignals that the process is within.
     """
 
     def __init__(self, model_class: Any = None, datamodule_class: Any = None, **kwargs: Any) -> None:
         """Parse, fill, instantiate and run."""
         runfolder.log_to_console(_rank())
+        self.signals: StopSignals = kwargs.pop("signals", None) or StopSignals()
         _quiet_lightning()
         datamodule_class = datamodule_class or PreferenceDataModule
         trainer_defaults = {
@@ -166,12 +175,23 @@ class PreferenceCLI(LightningCLI):
             self.header |= fill_epochs(config)
         fill_tokenizer(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
+        if _rank() == 0:
+            # Before the checkpoints are looked at: another run may be writing them.
+            self.lock = RunLock(self.run_folder) if training else None
         self.checkpoint, words = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
-        if self.checkpoint is not None:
-            runfolder.check_checkpoint(self.checkpoint)
         self.header |= {"weights from": words, "written to": str(self.run_folder)}
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
+
+    def before_fit(self) -> None:
+        """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""
+        if self.checkpoint is None:
+            return
+        content = runfolder.check_checkpoint(self.checkpoint)
+        first = content["global_step"] + (0 if is_unlogged(content) else 1)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger._kwargs["purge_step"] = first
 
     def after_instantiate_classes(self) -> None:
         """Keep two of Lightning's warnings for the modules and data modules of which they are true."""
@@ -186,7 +206,12 @@ class PreferenceCLI(LightningCLI):
         given = trainer_config.get("callbacks") or []
         given = list(given) if isinstance(given, Iterable) else [given]
         kwargs["callbacks"] = [*given, *self._run_callbacks(trainer_config, given)]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if (
+            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # neither the user's nor a strategy's own
+            trainer.strategy.checkpoint_io = IntactCheckpointIO()
+        return trainer
 
     def _run_callbacks(self, trainer_config: Any, given: list[Callback]) -> list[Callback]:
         folder = str(self.run_folder / runfolder.CHECKPOINTS)
@@ -196,6 +221,7 @@ class PreferenceCLI(LightningCLI):
         if trainer_config.get("enable_checkpointing") is not False:
             save_every = self._get(self.config, "save_every")
             callbacks += [ResumeCheckpoint(folder, save_every), BestCheckpoint(folder)]
+        callbacks.append(StopAtSignal(self.signals))
         if isinstance(self.model, PreferenceModule):
             callbacks += [AdapterExport(), MemoryReport()]
         # A callback of the configuration stands instead of ours of its kind.
@@ -242,7 +268,8 @@ def main(args: list[str] | None = None, model_class: Any = None, datamodule_clas
     """
     runfolder.log_to_console(_rank())
     try:
-        PreferenceCLI(model_class, datamodule_class, args=args)
+        with StopSignals() as signals:
+            PreferenceCLI(model_class, datamodule_class, args=args, signals=signals)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return report(error)
     finally:

@@ -8,6 +8,7 @@ import traceback
 
 from orpo_lightning import runfolder
 from orpo_lightning.errors import SurroundingsError, UsageError, UserError, is_out_of_memory
+from orpo_lightning.stop_signals import Stopped
 
 _LONGEST = 600
 _DISK_AND_RIGHTS = {
@@ -69,6 +70,8 @@ def report(error: BaseException) -> int:
 
 
 def _exit_status(error: SystemExit) -> tuple[int, str]:
+    if isinstance(error, Stopped):
+        return error.code, error.line  # type: ignore[return-value]
     # Lightning makes of Ctrl-C exit(1), and of SIGTERM an exit without a code, which would count as success.
     if isinstance(error.__context__, KeyboardInterrupt):
         return explain(error.__context__)

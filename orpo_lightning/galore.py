@@ -118,7 +118,7 @@ class LayerwiseGaLoreAdamW(GaLoreAdamW):
 
     @torch.no_grad()
     def update(self, parameter: nn.Parameter, group: int) -> None:
-        """Update one weight of a group by its gradient, and free that.
+        """Update one weight of a group by its gradient, and free that; one that is not finite is left out.
 
         Raises:
             UsageError: it was updated already since the last step.
@@ -130,7 +130,11 @@ class LayerwiseGaLoreAdamW(GaLoreAdamW):
             )
         assert parameter.grad is not None
         self._updated.add(parameter)
-        self._squares.append(parameter.grad.float().square().sum())
+        square = parameter.grad.float().square().sum()
+        self._squares.append(square)
+        if not torch.isfinite(square):  # what the callback FiniteSteps does where gradients are kept
+            parameter.grad = None
+            return
         every, self.param_groups = self.param_groups, [{**self.param_groups[group], "params": [parameter]}]
         try:
             _PublishedAdamW.step(self)

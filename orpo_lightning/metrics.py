@@ -60,6 +60,18 @@ class WeightedMeans(Metric):
         self.names = ()
         super().reset()
 
+    def sums(self) -> dict[str, Any]:
+        """Return what was added up so far in this process, as plain values for a checkpoint."""
+        return {"names": list(self.names), "weights": dict(self.weights), "totals": self.totals.cpu()}
+
+    def go_on_from(self, sums: Mapping[str, Any], device: torch.device) -> None:
+        """Take over what another process had added up."""
+        self.reset()
+        self.names, self.weights = tuple(sums["names"]), dict(sums["weights"])
+        if self.names:
+            self.totals = sums["totals"].to(device)
+            self._update_count = 1  # else compute warns that nothing was added up
+
 
 class IntervalMeans(WeightedMeans):
     """Weighted means with the 95 % interval of each: `ci_low/NAME` and `ci_high/NAME` beside `NAME`.

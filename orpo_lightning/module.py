@@ -13,8 +13,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from orpo_lightning import hardware, modeling, recomputation
-from orpo_lightning.adapter_state import check_same_weights, trained_parameters
+from orpo_lightning import hardware, modeling, recomputation, resuming
+from orpo_lightning.adapter_state import trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD
@@ -26,7 +26,7 @@ from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
 from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
 from orpo_lightning.planning.checkpointing import Choice
-from orpo_lightning.schedules import Schedule, make_schedule, parameter_groups
+from orpo_lightning.schedules import Schedule, keep_settings, make_schedule, parameter_groups, settings_of
 from orpo_lightning.scoring import Scorer, router_loss_weight, score, take_apart
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class PreferenceModule(lightning.LightningModule):
         self.base_logps: BaseLogps | None = None
         self.validation_name = "val"
         self._speed = Speed()
-        self._grad_norm: Tensor | None = None
+        self.grad_norm: Tensor | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
         self._layouts: dict[Layout, hardware.Choice] = {}
@@ -257,19 +257,27 @@ class PreferenceModule(lightning.LightningModule):
             check(self.trainer)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
+        self._optimizer_settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # Hooks
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        """Bring what keeps the data module's promises about validation."""
+        """Bring what keeps the data module's promises about validation, and what guards the weights."""
+        from orpo_lightning.callbacks.divergence_watch import DivergenceWatch
+        from orpo_lightning.callbacks.finite_steps import FiniteSteps
         from orpo_lightning.callbacks.validation_runs import ValidationRuns
+        from orpo_lightning.callbacks.weights_proof import WeightsProof
 
-        return [ValidationRuns()]
+        ours = [ValidationRuns(), FiniteSteps(), WeightsProof(), DivergenceWatch()]
+        # One of the Trainer's own, with other settings, stands instead of ours.
+        given = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [one for one in ours if not any(isinstance(other, type(one)) for other in given)]
 
     def on_train_start(self) -> None:
         """Check that the run will train what it should, and start the clock."""
         self._choose_recomputation()
+        self._go_on()
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
         halves = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
@@ -278,6 +286,17 @@ class PreferenceModule(lightning.LightningModule):
                 "%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0]
             )
         self._speed.restart()
+
+    def _go_on(self) -> None:
+        """Let this run's settings win over the checkpoint's, and log what its last step was still to log."""
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        if changes := keep_settings(optimizer, schedule, self._optimizer_settings):
+            log.info("changed since the checkpoint: %s", ", ".join(changes))
+        if self.grad_norm is not None:
+            values = {f"train/{name}": value for name, value in self._train_values().items()}
+            step = float(self.trainer.global_step)
+            self.trainer._logger_connector.log_metrics({**values, "step": step})  # type: ignore[dict-item]
+            self._forget_logged()
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seed dropout from the batch's number alone: a resumed run draws what the whole one would have."""
@@ -291,19 +310,24 @@ class PreferenceModule(lightning.LightningModule):
         if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
-            self._grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""
         step = self.trainer.global_step
-        if self._grad_norm is None or step % self._log_every:
+        if self.grad_norm is None or step % self._log_every:
             return
         rates = {name: rate * self.trainer.world_size for name, rate in self._speed.rates().items()}
-        values = {**self.train_means.compute(), "grad_norm": self._grad_norm, **rates}
-        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._log("train", values)
+        self._log("train", {**self._train_values(), **rates})
+        self._forget_logged()
+
+    def _train_values(self) -> dict[str, Any]:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return {**self.train_means.compute(), "grad_norm": self.grad_norm, "lr": rate}
+
+    def _forget_logged(self) -> None:
         self.train_means.reset()
-        self._grad_norm = None
+        self.grad_norm = None
         self._speed.restart()
 
     def on_validation_epoch_start(self) -> None:
@@ -344,15 +368,21 @@ class PreferenceModule(lightning.LightningModule):
         destination = kwargs.get("destination", args[0] if args else None)
         return trained_parameters(self, prefix, {} if destination is None else destination)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the values of the next logged step will need."""
+        checkpoint[resuming.KEY] = resuming.extra_state(self)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another adapter.
+        """Refuse a checkpoint of another run.
 
         Raises:
-            CheckpointError: naming the first weight that is missing, unknown or of another shape.
+            CheckpointError: listing what differs.
         """
         if self.model is None:  # load_from_checkpoint comes here before configure_model
             self.configure_model()
-        check_same_weights(checkpoint["state_dict"], self.state_dict())
+        resuming.refuse_other_run(self, checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            resuming.restore_extra_state(self, checkpoint)
 
     # Report
 

@@ -6,13 +6,14 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from orpo_lightning.errors import CheckpointError, UsageError
 
 PACKAGE_LOGGER = logging.getLogger("orpo_lightning")
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The newest state of a run and the one before it."""
 
 
 def run_folder(run_dir: str | None, config_files: Iterable[str]) -> Path:
@@ -23,13 +24,11 @@ def run_folder(run_dir: str | None, config_files: Iterable[str]) -> Path:
     return Path("runs") / (Path(first).stem if first else "default")
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint a run continues from: last.ckpt, or where there is none the youngest."""
-    last = folder / CHECKPOINTS / LAST
-    if last.is_file():
-        return last
-    others = (folder / CHECKPOINTS).glob("*.ckpt")
-    return max(others, key=lambda path: path.stat().st_mtime, default=None)
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, the one to go on from first: last, the one before it, the youngest."""
+    found = [path for path in (folder / CHECKPOINTS).glob("*.ckpt") if not path.name.startswith(".")]
+    order = {LAST: 0, PREVIOUS: 1}
+    return sorted(found, key=lambda path: (order.get(path.name, 2), -path.stat().st_mtime))
 
 
 def choose_checkpoint(folder: Path, resume: str, training: bool) -> tuple[Path | None, str]:
@@ -37,51 +36,73 @@ def choose_checkpoint(folder: Path, resume: str, training: bool) -> tuple[Path |
 
     Args:
         folder: The run's folder.
-        resume: "none", "auto" or a path.
+        resume: "none", "auto" (the newest that is intact) or a path.
         training: Whether the run writes checkpoints itself.
 
     Raises:
         UsageError: a new run would overwrite the checkpoints of an older one.
-        CheckpointError: the checkpoint asked for is not there.
+        CheckpointError: the checkpoint asked for is not there or damaged, or all are.
     """
-    newest = newest_checkpoint(folder)
+    there = checkpoints_of(folder)
     if resume == "none":
-        if training and newest is not None:
+        if training and there:
             raise UsageError(
-                f"{folder} already holds a run ({CHECKPOINTS}/{newest.name}): --resume auto continues it, "
+                f"{folder} already holds a run ({CHECKPOINTS}/{there[0].name}): --resume auto continues it, "
                 "--run_dir NEW starts another"
             )
         return None, "the base model, no checkpoint (--resume none)"
     if resume == "auto":
-        if newest is not None:
-            return newest, str(newest)
+        if there:
+            return _newest_intact(there)
         if training:
             return None, f"nothing to resume in {folder}: starting from the base model"
         raise CheckpointError(f"--resume auto: no checkpoint in {folder / CHECKPOINTS}: train first")
     path = Path(resume).expanduser()
     if not path.is_file():
-        there = f"; newest in {folder}: {newest}" if newest else ""
-        raise CheckpointError(f"--resume: no such checkpoint: {resume}{there}")
+        newest = f"; newest in {folder}: {there[0]}" if there else ""
+        raise CheckpointError(f"--resume: no such checkpoint: {resume}{newest}")
+    try:
+        check_checkpoint(path)
+    except CheckpointError as error:
+        intact = next((other for other in there if other != path and _is_intact(other)), None)
+        hint = f"newest intact one: {intact}" if intact else f"none in {folder} is intact"
+        raise CheckpointError(f"{error}; {hint}") from error
     return path, str(path)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Find a damaged file before the model is loaded for it.
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Find a damaged file before the model is loaded for it; return what it holds, the weights not yet read.
 
     Raises:
-        CheckpointError: the file cannot be read as a checkpoint.
+        CheckpointError: the file cannot be read as a checkpoint, or differs from its digest.
     """
-    import torch
+    from orpo_lightning.checkpoint_files import read_checkpoint
 
+    # Mapped into memory: the weights pass by for the digest and are not kept.
+    return read_checkpoint(path, mmap=True)
+
+
+def _newest_intact(there: list[Path]) -> tuple[Path, str]:
+    """Walk back to the newest checkpoint that is what was written, telling of each that is not."""
+    for path in there:
+        try:
+            check_checkpoint(path)
+        except CheckpointError as error:
+            PACKAGE_LOGGER.warning("%s; trying the one before", error)
+            continue
+        return path, str(path)
+    raise CheckpointError(
+        f"--resume auto: none of the checkpoints in {there[0].parent} is intact "
+        f"({', '.join(path.name for path in there)}); start again with --run_dir NEW"
+    )
+
+
+def _is_intact(path: Path) -> bool:
     try:
-        # Mapped into memory: the tables are read, the weights are not.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises a different family for every kind of damage
-        reason = next(iter(str(error).splitlines()), "") or "it is empty"
-        kind = type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is damaged ({kind}: {reason})") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"checkpoint {path} holds no state_dict: it is not a checkpoint of a run")
+        check_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 class _ConsoleHandler(logging.Handler):

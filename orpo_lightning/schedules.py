@@ -56,3 +56,33 @@ def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]
         for name, parameters in groups.items()
         if parameters
     ]
+
+
+_OF_GROUPS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return of each parameter group what `keep_settings` can give back after a checkpoint was loaded."""
+    return [{key: group[key] for key in _OF_GROUPS if key in group} for group in optimizer.param_groups]
+
+
+def keep_settings(optimizer: Optimizer, schedule: Any, wanted: list[dict[str, Any]]) -> list[str]:
+    """Let this run's settings win over those a checkpoint brought along; return in words what they replace.
+
+    Args:
+        optimizer: with the checkpoint's state.
+        schedule: the LambdaLR of its learning rate, with the checkpoint's state.
+        wanted: `settings_of` the optimizer before that.
+    """
+    changes: dict[str, None] = {}
+    for number, (group, settings) in enumerate(zip(optimizer.param_groups, wanted, strict=True)):
+        for key, value in settings.items():
+            before = group.get(key)
+            if (tuple(before) if isinstance(before, list) else before) == value:
+                continue
+            group[key] = value
+            changes[f"{'lr' if key == 'initial_lr' else key} {before} became {value}"] = None
+            if key == "initial_lr":
+                schedule.base_lrs[number] = value
+                group["lr"] = value * schedule.lr_lambdas[number](schedule.last_epoch)
+    return list(changes)

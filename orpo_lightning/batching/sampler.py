@@ -5,7 +5,7 @@ A plan depends on nothing but its arguments and the epoch: every rank and every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +19,7 @@ from orpo_lightning.batching.packing import FILLER, Split, check_budget, split_s
 from orpo_lightning.batching.padded import count_targets
 from orpo_lightning.batching.planned import PlannedBatch, StepTotals
 from orpo_lightning.batching.sorted_sampler import SortedSampler
+from orpo_lightning.stop_signals import leave_to_parent
 
 __all__ = ["FILLER", "Loader", "PlannedBatch", "PlannedSampler", "SortedSampler", "StepTotals"]
 
@@ -135,6 +136,14 @@ class PlannedSampler(Sampler[PlannedBatch]):
             for batch in ranks[self.rank]:
                 yield PlannedBatch(batch, totals)
 
+    def pairs_of(self, batches: Iterable[int]) -> list[int]:
+        """Return the pairs of some micro-batches of this rank and epoch, each by its number in it."""
+        wanted = set(batches)
+        numbered = enumerate(self._epoch())
+        return [
+            pair for number, batch in numbered if number in wanted for pair in batch.indices if pair != FILLER
+        ]
+
     def order(self) -> Tensor:
         """Return the pairs of the epoch, in their order."""
         if self.mixture is not None:
@@ -212,6 +221,7 @@ class Loader(DataLoader[TokenizedPair]):
             collate_fn=cast("Callable[[list[TokenizedPair]], PairBatch]", _CollatePlanned(collate)),
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=leave_to_parent,
         )
         self.plan = plan
         self.seen = _skipped(plan)

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from orpo_lightning.callbacks.boundaries import at_boundary, validates_next
+from orpo_lightning.checkpoint_files import check_room
+from orpo_lightning.runfolder import LAST
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +22,9 @@ class ResumeCheckpoint(Checkpoint):
 
     ModelCheckpoint's own `save_last` follows its best-of-k choice and may be many steps old. And on the first
     micro-batch after a resume ModelCheckpoint saves in the middle of an accumulation window: a second resume
-    would lose that window's gradient.
+    would lose that window's gradient. Where a validation follows the step, it is saved after that: Lightning
+    would leave out a validation that a kill cut short. And a run whose time is up (trainer.max_time) ends
+    with its optimizer step, not in the middle of it.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -26,13 +33,16 @@ class ResumeCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str, every_n_steps: int = 50) -> None:
         """Keep the settings."""
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
         self._saved_step = 0
+        self._stop_asked = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the step the run starts at as saved."""
+        """Take the step the run starts at as saved, and see whether the disk has room for the next."""
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            check_room(self.path.parent, _needed_bytes(trainer, pl_module, self.path))
 
     def on_train_batch_end(
         self,
@@ -43,25 +53,51 @@ class ResumeCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save after every n-th optimizer step, and after the last."""
-        # The step number changes with the last micro-batch of a window, so a new number is a boundary.
-        if trainer.global_step % self.every_n_steps == 0 or _is_last_step(trainer):
-            self._save(trainer)
+        if not at_boundary(trainer):
+            self._stop_asked |= trainer.should_stop
+            trainer.should_stop = False
+            return
+        trainer.should_stop |= self._stop_asked
+        # Lightning validates once more before it stops. Time may be short: what is learned is saved first.
+        if self._is_due(trainer) and (trainer.should_stop or not validates_next(trainer)):
+            self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save where a validation ends the training."""
-        if trainer.should_stop and trainer.state.fn == "fit":
-            self._save(trainer)
+        """Save the step that this validation followed, if it is due."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._is_due(trainer):
+            self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the last weights where nothing before told that they were the last."""
         # A resume from here counts one pass over the data too many, which is why this is not the rule.
-        self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: lightning.Trainer) -> None:
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save the state now, unless this step is saved already. All ranks must call it together."""
         if trainer.global_step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        for logger in trainer.loggers:
+            logger.save()  # the curves must reach as far as what the run goes on from
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
+
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0 or _is_last_step(trainer)
+
+
+def resume_checkpoint(trainer: lightning.Trainer) -> ResumeCheckpoint | None:
+    """Return what saves the state that a run goes on from; None where nothing does."""
+    return next((one for one in trainer.checkpoint_callbacks if isinstance(one, ResumeCheckpoint)), None)
+
+
+def _needed_bytes(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> int:
+    """Return what the run will write at least, beside what is there: three checkpoints, one being written."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in trained)
+    is_adam = any(isinstance(one, (torch.optim.Adam, torch.optim.AdamW)) for one in trainer.optimizers)
+    moments = sum(8 * p.numel() for p in trained) if is_adam else 0
+    there = sum(file.stat().st_size for file in path.parent.glob("*.ckpt"))
+    return max(0, 3 * (weights + moments) + weights - there)
 
 
 def _is_last_step(trainer: lightning.Trainer) -> bool:

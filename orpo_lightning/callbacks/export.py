@@ -53,8 +53,8 @@ class AdapterExport(lightning.Callback):
         self.best = value.item()
         self._save(trainer, pl_module, "adapter-best")
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the last weights."""
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the last weights, also of a run that was stopped after its last step."""
         self._save(trainer, pl_module, "adapter")
 
     def _save(self, trainer: lightning.Trainer, module: Any, name: str) -> None:

@@ -10,6 +10,7 @@ from orpo_lightning.data.limits import BEYOND_LIMITS
 from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
 from orpo_lightning.data.table import DROPPED, StoredPairs
 from orpo_lightning.errors import CheckpointError, DataError
+from orpo_lightning.run_settings import SPLIT, pairs_per_step, same_place
 
 ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
 """Reasons to leave out a pair that are the user's own settings, and no faults of the data."""
@@ -48,24 +49,37 @@ def refuse_bad_data(stored: StoredPairs, max_dropped: float, repeated_prompt: st
         )
 
 
-def refuse_other_run(saved: Mapping[str, Any], here: Mapping[str, Any], changed_data: str = "stop") -> None:
-    """Stop where training cannot go on from a saved position.
+def other_run(
+    saved: Mapping[str, Any], here: Mapping[str, Any], changed_data: str = "stop", changed_steps: str = "stop"
+) -> list[str]:
+    """Return why training cannot go on from a saved position, in words; nothing where it can.
 
     Args:
         saved: of the checkpoint, `seen`, `fingerprint` and what decides the plan of an epoch.
         here: of this run, `source`, `fingerprint` and the same.
         changed_data: "accept" goes on at the same place of the epoch, in the order of the data there is now.
+        changed_steps: "accept" goes on with another split of the steps, if it has a place there.
     """
+    found = []
     if saved["fingerprint"] != here["fingerprint"] and changed_data != "accept":
-        raise CheckpointError(
-            f"{here['source']}: the training data differs from the checkpoint's (other rows, tokenizer, "
-            "limits or held-out share); use the same data, start a new run, or go on with "
-            "--data.changed_data accept"
+        found.append(
+            f"the training data {here['source']} differs (other rows, tokenizer, limits or held-out share); "
+            "--data.changed_data accept goes on with it"
         )
-    # At the beginning of an epoch there is no place to be found within it.
-    plan = here.keys() - {"source", "fingerprint"} if saved["seen"] else ()
-    if other := [f"{key} {saved[key]} became {here[key]}" for key in sorted(plan) if saved[key] != here[key]]:
-        raise CheckpointError(
-            f"the checkpoint stands within an epoch that was planned differently: {', '.join(other)}; "
-            "resume with the same values"
-        )
+    plan = here.keys() - {"source", "fingerprint"}
+    other = sorted(key for key in plan if saved[key] != here[key])
+    within = [key for key in other if key not in SPLIT and saved["seen"]]
+    found += [f"{key} {saved[key]} became {here[key]} within an epoch" for key in within]
+    split = [f"{key} {saved[key]} became {here[key]}" for key in SPLIT if key in other]
+    if split and same_place(saved, here) is None:
+        pairs = f"{pairs_per_step(saved)} pairs in a step became {pairs_per_step(here)}"
+        found += [*split, f"{pairs}, and the checkpoint does not stand between two such steps"]
+    elif split and changed_steps != "accept":
+        found.append(f"{', '.join(split)}; --data.changed_steps accept goes on with it")
+    return found
+
+
+def refuse_other_run(*args: Any, **kwargs: Any) -> None:
+    """Raise CheckpointError where `other_run` has anything to say."""
+    if found := other_run(*args, **kwargs):
+        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(found)}")

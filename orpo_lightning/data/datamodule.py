@@ -15,7 +15,7 @@ from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler
 from orpo_lightning.batching.sorted_sampler import SortedSampler, plan_validation
 from orpo_lightning.data.arguments import refuse_bad_arguments, share_or_source
 from orpo_lightning.data.cache import Reading, default_cache_dir
-from orpo_lightning.data.checks import refuse_other_run
+from orpo_lightning.data.checks import other_run, refuse_other_run
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
@@ -26,6 +26,7 @@ from orpo_lightning.data.table import PairTable
 from orpo_lightning.data.tokenizer import load_tokenizer
 from orpo_lightning.data.validation import FinalValidation, ValidationPairs, parse_budget
 from orpo_lightning.errors import DataError, UsageError
+from orpo_lightning.run_settings import SPLIT, same_place
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -72,6 +73,8 @@ class PreferenceDataModule(LightningDataModule):
         repeated_prompt: "strip" takes a prompt off answers that begin with it; "keep" reports them.
         allow_empty_prompt: Keep pairs without a prompt.
         changed_data: What happens on resuming with other training data: "stop", or "accept" it.
+        changed_steps: What happens on resuming with another batch_size, accumulate_grad_batches or number of
+            devices: "stop", or "accept" where the checkpoint stands between two of the steps there are then.
         layout: How pairs are laid out for the model: "padded", a row for each sequence; "shared_prefix", each
             prompt computed once and nothing padded; "auto", the latter where the model gives equal numbers.
         batch_size: Pairs in one micro-batch on one device; an optimizer step has batch_size x
@@ -115,6 +118,7 @@ class PreferenceDataModule(LightningDataModule):
         repeated_prompt: Literal["keep", "strip"] = "keep",
         allow_empty_prompt: bool = False,
         changed_data: Literal["stop", "accept"] = "stop",
+        changed_steps: Literal["stop", "accept"] = "stop",
         layout: Layout = "auto",
         batch_size: int = 2,
         tokens_per_batch: int | None = None,
@@ -144,7 +148,7 @@ class PreferenceDataModule(LightningDataModule):
             "repeated_prompt": repeated_prompt,
         }
         self.cleaning = Cleaning(on_error, max_dropped, duplicates, contradictions, repeated_prompt)
-        self.changed_data = changed_data
+        self.accepted = {"changed_data": changed_data, "changed_steps": changed_steps}
         self.layout: Layout = layout
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.validation_batch_size = validation_batch_size
@@ -241,8 +245,8 @@ class PreferenceDataModule(LightningDataModule):
             layout_tokens=tokens_of(self._collate()),
         )
         if self._position is not None:
-            refuse_other_run(self._position, self._whereabouts(), self.changed_data)
-            plan.resume_at(self._position["epoch"], self._position["seen"])
+            refuse_other_run(self._position, self._whereabouts(), **self.accepted)
+            plan.resume_at(self._position["epoch"], same_place(self._position, self._whereabouts()) or 0)
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
 
@@ -290,6 +294,14 @@ class PreferenceDataModule(LightningDataModule):
         opened = ((split, table) for split, table in tables.items() if table is not None)
         return {split: self.preparation.report(split, table) for split, table in opened}
 
+    def places_of(self, batches: Iterable[int]) -> list[str]:
+        """Return where the rows of these micro-batches of this rank and epoch stand, as `file:line`."""
+        if self._loader is None or self.train_dataset is None:
+            return []
+        assert isinstance(self._loader.plan, PlannedSampler)
+        pairs = self._loader.plan.pairs_of(batches)
+        return self.train_dataset.select(torch.tensor(pairs, dtype=torch.long)).places()
+
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands in the data, and in which data."""
         if self._loader is None:
@@ -305,14 +317,16 @@ class PreferenceDataModule(LightningDataModule):
             **self._whereabouts(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let training go on from there.
+    def other_run(self, saved: dict[str, Any]) -> list[str]:
+        """Return in words why training cannot go on from a saved state; nothing where it can."""
+        return [] if self.train_dataset is None else other_run(saved, self._whereabouts(), **self.accepted)
 
-        Raises:
-            CheckpointError: the checkpoint is of other data, or its place cannot be found in this run.
-        """
-        if self.train_dataset is not None:
-            refuse_other_run(state_dict, self._whereabouts(), self.changed_data)
+    def split_of_steps(self) -> dict[str, int]:
+        """Return batch_size, accumulate and world_size: how the pairs of a step are split."""
+        return {key: self._plan()[key] for key in SPLIT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let training go on from there; `train_dataloader` refuses a place that is not to be found."""
         self._position = state_dict
         if self.validation_budget is not None and "validation_size" in state_dict:
             self.resize_validation(state_dict["validation_size"], keep=True)

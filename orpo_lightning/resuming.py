@@ -1,0 +1,80 @@
+"""What a module writes into its checkpoints beside the weights, and what it makes of that when it goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from orpo_lightning import __version__
+from orpo_lightning.adapter_state import check_same_weights
+from orpo_lightning.errors import CheckpointError
+from orpo_lightning.run_settings import changed_model, changed_options, recount
+
+log = logging.getLogger(__name__)
+KEY = "orpo_lightning"
+_FORMAT = 1
+
+
+def extra_state(module: Any) -> dict[str, Any]:
+    """Return what was added up since the last logged step, of every rank. All ranks must call it together."""
+    sums: list[Any] = [module.train_means.sums()]
+    if module.trainer.world_size > 1:
+        sums = sums * module.trainer.world_size
+        torch.distributed.all_gather_object(sums, sums[0])
+    norm = module.grad_norm
+    return {
+        "format": _FORMAT,
+        "versions": {"orpo_lightning": __version__, "torch": str(torch.__version__)},
+        "train_sums": sums,
+        "grad_norm": None if norm is None else float(norm),
+    }
+
+
+def is_unlogged(checkpoint: Mapping[str, Any]) -> bool:
+    """Tell whether the values of a checkpoint's own step were still to be logged when it was saved."""
+    return checkpoint.get(KEY, {}).get("grad_norm") is not None
+
+
+def restore_extra_state(module: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Take over what this rank had added up; of another number of ranks, all of it on the first."""
+    state = checkpoint.get(KEY)
+    if state is None:
+        return
+    sums, rank = state["train_sums"], module.trainer.global_rank
+    if len(sums) == module.trainer.world_size:
+        module.train_means.go_on_from(sums[rank], module.device)
+    elif rank == 0 and (full := [one for one in sums if one["names"]]):
+        total = {**full[0], "totals": sum(one["totals"] for one in full)}
+        module.train_means.go_on_from(total, module.device)
+    norm = state["grad_norm"]
+    module.grad_norm = None if norm is None else torch.tensor(norm, device=module.device)
+
+
+def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Compare a checkpoint with the run that is to go on from it, before anything of it is loaded.
+
+    Raises:
+        CheckpointError: lists each difference in model, data and plan, or names the first weight that
+        differs.
+    """
+    saved, here = checkpoint.get("hyper_parameters", {}), module.hparams
+    found = changed_model(saved, here)
+    trainer = module._trainer
+    data: Any = None if trainer is None else getattr(trainer, "datamodule", None)
+    position = None if data is None else checkpoint.get(type(data).__qualname__)
+    training = trainer is not None and trainer.state.fn == "fit"
+    if training and position and hasattr(data, "other_run"):
+        found += data.other_run(position)
+    if found:
+        raise CheckpointError(
+            f"the checkpoint is of another run: {'; '.join(found)}. Resume with the settings it was "
+            "started with, or start another run (--run_dir NEW)"
+        )
+    check_same_weights(checkpoint["state_dict"], module.state_dict())
+    if options := changed_options(saved, here):
+        log.info("changed since the checkpoint: %s", ", ".join(options))
+    if training and position and "accumulate" in position:
+        recount(checkpoint["loops"]["fit_loop"], position, data.split_of_steps())
