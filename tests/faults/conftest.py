@@ -60,6 +60,7 @@ def fit(tiny_base: str, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -
             "data.cache_dir": cache,
             "data.duplicates": "keep",
             "data.batch_size": 2,
+            "data.validation_batch_size": 2,
             "trainer.accelerator": "cpu",
             "trainer.max_steps": 9,
             "trainer.accumulate_grad_batches": 2,

@@ -17,8 +17,8 @@ class Strike(lightning.Callback):
         where: name of the hook.
         step: optimizer steps that must be done.
         do: the name of a signal to send to this process (with " to all": to its whole group); "stop" as a
-            timer does; or what goes wrong: "nan gradient", "nan loss" (of the batch that begins), "zero gradient",
-            "frozen weight".
+            timer does; or what goes wrong: "nan gradient", "nan loss" (of the batch that begins), "zero
+            gradient", "frozen weight".
         times: how often; -1 for ever.
     """
 

@@ -1,4 +1,4 @@
-"""What takes long to show; run with `pytest -m soak -s tests/faults/test_soak.py`. docs/reliability.md has the log."""
+"""What takes long to show: `pytest -m soak -s tests/faults/test_soak.py`; docs/reliability.md has the log."""
 
 from __future__ import annotations
 
