@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from orpo_lightning.batching.packing import FILLER
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.objectives.base import Mean, ObjectiveOutput
+from orpo_lightning.sharding import is_sharded
+from orpo_lightning.weights_digest import weights_digest
 
 FOLDER = "base_logps"
 _SIDES = ("chosen", "rejected")
@@ -43,16 +46,22 @@ class BaseLogps:
         if stored is not None and stored.shape == self.values.shape:
             self.values[:] = stored
 
-    def of(self, pairs: Sequence[int], compute: Callable[[], Tensor]) -> Tensor:
+    def of(
+        self,
+        pairs: Sequence[int],
+        compute: Callable[[], Tensor],
+        agree: Callable[[bool], bool] = bool,
+    ) -> Tensor:
         """Return the values (B, 2) of some pairs; where one is not known, all are computed.
 
         Args:
             pairs: their numbers; a filler's value means nothing.
             compute: returns the values of all of them.
+            agree: tells whether to compute, from whether it is needed here.
         """
         real = [place for place, pair in enumerate(pairs) if pair != FILLER]
         numbers = [pairs[place] for place in real]
-        if np.isnan(self.values[numbers]).any():
+        if agree(bool(np.isnan(self.values[numbers]).any())):
             self.values[numbers] = compute()[real].float().cpu().numpy()
             self._is_saved = False
         found = torch.zeros(len(pairs), 2)
@@ -88,6 +97,7 @@ def add_change(
     base: BaseLogps,
     pairs: Sequence[int],
     score_base: Callable[[], PairLogps],
+    agree: Callable[[bool], bool] = bool,
 ) -> ObjectiveOutput:
     """Add `logps_change/chosen` and `/rejected`: how far the mean log-probability moved from the base's.
 
@@ -97,6 +107,7 @@ def add_change(
         base: what is known of the base.
         pairs: the numbers of the batch's pairs.
         score_base: returns the base's log-probabilities of the batch.
+        agree: as for `BaseLogps.of`.
     """
     found = [output.metrics.get(f"logps/{side}") for side in _SIDES]
     if any(mean is None or mean.pairs is None for mean in found):
@@ -106,7 +117,7 @@ def add_change(
         return torch.stack(score_base().answer_means(), dim=1)
 
     shares = [mean.pairs for mean in found if mean is not None and mean.pairs is not None]
-    before = base.of(pairs, compute).to(shares[0].sums.device)
+    before = base.of(pairs, compute, agree).to(shares[0].sums.device)
     changes = {
         f"logps_change/{side}": Mean.over(share.sums - share.counts * before[:, i], share.counts)
         for i, (side, share) in enumerate(zip(_SIDES, shares, strict=True))
@@ -133,7 +144,10 @@ def with_change(module: Any, batch: Any, batch_idx: int, output: ObjectiveOutput
             return module(batch)
 
     plan = module.trainer.datamodule.validation_loader.plan
-    return add_change(output, module.base_logps, plan.batches[batch_idx].indices, score_base)
+    # A forward pass gathers weights that are shared out, so all ranks make it or none.
+    together = partial(module.trainer.strategy.reduce_boolean_decision, all=False)
+    agree = together if is_sharded(module) else bool
+    return add_change(output, module.base_logps, plan.batches[batch_idx].indices, score_base, agree)
 
 
 def without_adapter(model: Any, lora_init: str) -> Callable[[], AbstractContextManager[Any]] | None:
@@ -149,9 +163,11 @@ def without_adapter(model: Any, lora_init: str) -> Callable[[], AbstractContextM
 def fingerprint(model: nn.Module, **settings: Any) -> str:
     """Return a hash of a model's frozen weights and of whatever else decides their log-probabilities."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
-        if weight.requires_grad or "lora_" in name:
-            continue
+    frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and "lora_" not in n]
+    if is_sharded(model):  # no rank has them all
+        digest.update(weights_digest(frozen).encode())
+        return digest.hexdigest()
+    for name, weight in frozen:
         absmax = getattr(getattr(weight, "quant_state", None), "absmax", None)
         for tensor in (weight.detach(), absmax):
             if tensor is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from orpo_lightning import runfolder
 from orpo_lightning.callbacks import (
     AdapterExport,
     BestCheckpoint,
+    LostRanks,
     MemoryReport,
     PlainProgress,
     ResumeCheckpoint,
@@ -31,7 +33,14 @@ from orpo_lightning.callbacks import (
 )
 from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
-from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
+from orpo_lightning.cli_fill import (
+    check_length,
+    fill_epochs,
+    fill_hardware,
+    fill_run_folder,
+    fill_strategy,
+    fill_tokenizer,
+)
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.module import PreferenceModule
@@ -174,7 +183,7 @@ class PreferenceCLI(LightningCLI):
         """Fill what is left open, check what was set, choose the checkpoint, open the run's log."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         training = self.subcommand in ("fit", None)
-        self.header = fill_hardware(config)
+        self.header = fill_hardware(config) | fill_strategy(config)
         if training:
             check_length(config)
             self.header |= fill_epochs(config)
@@ -220,7 +229,7 @@ class PreferenceCLI(LightningCLI):
 
     def _run_callbacks(self, trainer_config: Any, given: list[Callback]) -> list[Callback]:
         folder = str(self.run_folder / runfolder.CHECKPOINTS)
-        callbacks: list[Callback] = [RunHeader(self.header)]
+        callbacks: list[Callback] = [RunHeader(self.header), LostRanks()]
         if trainer_config.get("enable_progress_bar") is not False and not sys.stdout.isatty():
             callbacks.append(PlainProgress())
         if trainer_config.get("enable_checkpointing") is not False:
@@ -238,7 +247,8 @@ class PreferenceCLI(LightningCLI):
 
 
 def _rank() -> int:
-    return rank_zero_only.rank  # type: ignore[attr-defined]
+    # Lightning's own launcher on a further node knows its rank only when the Trainer is there.
+    return rank_zero_only.rank or int(os.environ.get("NODE_RANK", "0"))  # type: ignore[attr-defined]
 
 
 def _is_ours(datamodule_class: Any) -> bool:
@@ -257,6 +267,8 @@ def _quiet_lightning() -> None:
     """Silence advertisements and what the header says better; warnings that matter still come through."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Which child process ended, before it kills all others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
     if not sys.stderr.isatty():

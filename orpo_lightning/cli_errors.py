@@ -7,7 +7,13 @@ import os
 import traceback
 
 from orpo_lightning import runfolder
-from orpo_lightning.errors import SurroundingsError, UsageError, UserError, is_out_of_memory
+from orpo_lightning.errors import (
+    SurroundingsError,
+    UsageError,
+    UserError,
+    is_broken_connection,
+    is_out_of_memory,
+)
 from orpo_lightning.stop_signals import Stopped
 
 _LONGEST = 600
@@ -21,6 +27,10 @@ _DISK_AND_RIGHTS = {
 _MEMORY_HINT = (
     "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size), "
     "lower data.max_length, or set model.quantization nf4 and model.gradient_checkpointing true"
+)
+_CONNECTION_HINT = (
+    "the connection to another process of this run broke or it did not come in time: see what that one says; "
+    "--resume auto goes on from the last checkpoint"
 )
 
 
@@ -46,6 +56,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     if is_out_of_memory(error):
         # Notes of several lines: what was planned for the batch, and what would fit.
         return SurroundingsError.exit_code, "\n".join(getattr(error, "__notes__", [])) or _MEMORY_HINT
+    if is_broken_connection(error):
+        # The note says which process it was; an empty one, that another process says so.
+        notes = getattr(error, "__notes__", [f"{_CONNECTION_HINT} ({_first(str(error))})"])
+        return SurroundingsError.exit_code, one_line(notes[-1])
     for family in (_environment_line, _usage_line):
         code, line = family(error)
         if line:

@@ -6,6 +6,8 @@ and uses `.get`, so that a module or data module of your own may lack any of the
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from jsonargparse import Namespace
 
 from orpo_lightning import hardware, runfolder
 from orpo_lightning.errors import UsageError
+from orpo_lightning.strategies import TIMEOUT, Plan, choose_strategy
 
 
 def check_length(config: Namespace) -> None:
@@ -35,8 +38,7 @@ def check_length(config: Namespace) -> None:
 def fill_hardware(config: Namespace) -> dict[str, str]:
     """Set the precision that fits the device, or check the one that is set; return the header's rows."""
     trainer = config.trainer
-    accelerator = trainer.get("accelerator")
-    device = hardware.detect_device(accelerator if isinstance(accelerator, str) else "auto")
+    device = _device(trainer)
     if trainer.get("plugins"):  # may hold a precision plugin, beside which the Trainer accepts no precision
         return {"device": device.name}
     if trainer.get("precision") is None:
@@ -48,6 +50,79 @@ def fill_hardware(config: Namespace) -> dict[str, str]:
     # "auto" is left to the module, which knows what its model supports.
     hardware.check_attention(device, trainer.precision, _get(config, "model", "attention") or "auto")
     return {"device": device.name, "precision": f"{choice.value} ({choice.reason})"}
+
+
+def fill_processes(config: Namespace) -> int:
+    """Take the numbers of devices and nodes from torchrun where they are left open; return their product."""
+    trainer = config.trainer
+    started = {"devices": "LOCAL_WORLD_SIZE", "num_nodes": "GROUP_WORLD_SIZE"}
+    for key, variable in started.items():
+        if "TORCHELASTIC_RUN_ID" in os.environ and variable in os.environ:
+            found = int(os.environ[variable])
+            if trainer.get(key) not in ("auto", 1, None, -1, "-1", found, str(found)):
+                raise UsageError(
+                    f"trainer.{key}: torchrun started {found}, found {trainer[key]}: leave it out"
+                )
+            trainer[key] = found
+    return _devices(trainer) * (trainer.get("num_nodes") or 1)
+
+
+def fill_strategy(config: Namespace) -> dict[str, str]:
+    """Choose the strategy of several processes, or check the one that is set; return the header's rows.
+
+    Raises:
+        UsageError: it cannot work; names the one that does.
+    """
+    trainer, strategy = config.trainer, config.trainer.get("strategy")
+    init_args: Any = {}
+    if isinstance(strategy, Namespace):
+        init_args = strategy.get("init_args") or {}
+        strategy = strategy.class_path.rpartition(".")[2]
+    if not isinstance(strategy, str):
+        return {}
+    optimizer = _get(config, "model", "optimizer")
+    keys = ("quantization", "lora_r", "lora_variant", "lora_init")
+    ours = {key: value for key in keys if (value := _get(config, "model", key)) is not None}
+    choice = choose_strategy(
+        Plan(
+            strategy=strategy,
+            processes=fill_processes(config),
+            device=_device(trainer).kind,
+            precision=hardware.normalize_precision(trainer.get("precision") or "32-true"),
+            optimizer=getattr(optimizer, "class_path", None) or "",
+            has_deepspeed=importlib.util.find_spec("deepspeed") is not None,
+            stage=_zero_stage(strategy, init_args),
+            saves=trainer.get("enable_checkpointing") is not False,
+            **ours,
+        )
+    )
+    if choice is None:
+        return {}
+    trainer.strategy = Namespace(class_path=choice.value, init_args=Namespace(timeout=TIMEOUT))
+    return {"strategy": f"{choice.value.rpartition('.')[2]} ({choice.reason})"}
+
+
+def _zero_stage(strategy: str, init_args: Any) -> int:
+    """Return ZeRO's stage of one of Lightning's names (deepspeed_stage_3_offload), or of the class."""
+    digits = [part for part in strategy.split("_") if part.isdigit()]
+    return int(digits[0]) if digits else int(init_args.get("stage", 2))
+
+
+def _devices(trainer: Namespace) -> int:
+    """Return the devices of a node; those of a list or text of numbers are counted."""
+    devices = trainer.get("devices", "auto")
+    if devices in ("auto", -1, "-1"):
+        import torch
+
+        return torch.cuda.device_count() if _device(trainer).kind == "cuda" else 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
+def _device(trainer: Namespace) -> hardware.Device:
+    accelerator = trainer.get("accelerator")
+    return hardware.detect_device(accelerator if isinstance(accelerator, str) else "auto")
 
 
 def fill_epochs(config: Namespace) -> dict[str, str]:

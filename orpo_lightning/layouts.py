@@ -16,6 +16,7 @@ from orpo_lightning.batching.shared_prefix import lay_flat
 from orpo_lightning.errors import UsageError, first_line
 from orpo_lightning.hardware import Choice
 from orpo_lightning.scoring import Scorer, score_targets
+from orpo_lightning.sharding import gradients
 from orpo_lightning.shared_attention import interface
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def _values(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, list[Tensor]]:
     if not weights or not logps.requires_grad:
         return logps.detach(), []
     coefficients = torch.linspace(-1, 1, len(logps), device=logps.device, dtype=logps.dtype)
-    grads = torch.autograd.grad((coefficients * logps).sum(), weights, allow_unused=True)
+    grads = gradients((coefficients * logps).sum(), weights, scorer.model)
     return logps.detach(), [grad for grad in grads if grad is not None]
 
 

@@ -66,14 +66,23 @@ def causal_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def quantization_config(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Return bitsandbytes' settings: NF4 with double quantisation (QLoRA), LLM.int8(), or None."""
+def quantization_config(
+    kind: Quantization, compute_dtype: torch.dtype, storage: torch.dtype = torch.uint8
+) -> BitsAndBytesConfig | None:
+    """Return bitsandbytes' settings: NF4 with double quantisation (QLoRA), LLM.int8(), or None.
+
+    Args:
+        kind: what to quantise to.
+        compute_dtype: of the matrix products.
+        storage: what 4-bit values are packed into; the same bytes, whatever it is called.
+    """
     if kind == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_quant_storage=storage,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
 
@@ -87,8 +96,11 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     device: torch.device | None = None,
+    storage: torch.dtype = torch.uint8,
 ) -> PreTrainedModel:
     """Load a causal language model straight onto `device`, every weight of it from its files.
+
+    4-bit values are packed into `storage`.
 
     Raises:
         SurroundingsError: files are missing or damaged, or lack weights that the architecture has.
@@ -104,7 +116,7 @@ def load_base(
             base_model,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            quantization_config=quantization_config(quantization, dtype),
+            quantization_config=quantization_config(quantization, dtype, storage),
             dtype=dtype,
             attn_implementation=attention,
             device_map={"": device or torch.device("cpu")},
@@ -245,8 +257,10 @@ def unlearnable_stop_tokens(model: Any, stop_ids: Sequence[int]) -> list[int]:
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Return (all, trainable) parameters; a 4-bit weight counts as the parameters it stands for."""
     total = trainable = 0
+    # Of a weight that is shared out over processes, its layer holds the state.
+    states = {id(m.weight): m.quant_state for m in model.modules() if getattr(m, "quant_state", None)}
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
+        state = getattr(parameter, "quant_state", None) or states.get(id(parameter))
         count = parameter.numel() if state is None else state.shape.numel()
         total += count
         trainable += count if parameter.requires_grad else 0

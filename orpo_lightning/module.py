@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from orpo_lightning import hardware, modeling, recomputation, resuming
+from orpo_lightning import hardware, modeling, recomputation, resuming, sharding
 from orpo_lightning.adapter_state import trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
@@ -134,7 +134,7 @@ class PreferenceModule(lightning.LightningModule):
             quantization=settings["quantization"],
             dtype=dtype,
             attention=self.attention_choice.value,
-            device=self.device,
+            **self._place(dtype),
             **where,
         )
         modeling.disable_dropout(base)
@@ -143,6 +143,14 @@ class PreferenceModule(lightning.LightningModule):
         self.model = self._add_lora(base, dtype) if settings["lora_r"] else base
         # from_pretrained returns eval mode, Lightning keeps modes, and in eval mode nothing is recomputed.
         self.model.train()
+        if self.device_mesh is not None:  # a ModelParallelStrategy made it
+            sharding.shard(self.model, self.device_mesh["data_parallel"], self.device)
+
+    def _place(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Return where the base is loaded to: before it is shared out, it need not fit on one device."""
+        sharded, quantized = self.device_mesh is not None, self.hparams["quantization"] != "none"
+        device = torch.device("cpu") if sharded and not quantized else self.device
+        return {"device": device, "storage": dtype if sharded else torch.uint8}
 
     def _add_lora(self, base: Any, dtype: torch.dtype) -> Any:
         settings = self.hparams
@@ -318,7 +326,7 @@ class PreferenceModule(lightning.LightningModule):
         if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
-            self.grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = freed() if freed else sharding.whole(torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""

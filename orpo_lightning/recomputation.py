@@ -36,6 +36,8 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
     if not {"batch_size", "max_length"} <= set(data):
         return Choice(layers, layers, True, "no data module tells how large batches can be")
+    if any(hasattr(parameter, "full_tensor") for parameter in module.model.parameters()):
+        return Choice(layers, layers, True, "there is no plan for weights that are shared out over processes")
     budget = memory_for_training(module)
     if budget is None:
         return Choice(layers, layers, True, f"the free memory of {module.device.type.upper()} is not known")

@@ -14,6 +14,7 @@ from orpo_lightning.batching.base import PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
 from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.sharding import run_whole
 from orpo_lightning.shared_attention.interface import attending_by
 
 
@@ -67,8 +68,9 @@ def _head(projection: nn.Module, causal: Any) -> Head:
 @torch.no_grad()
 def _self_check(scorer: Scorer) -> str | None:
     """Return None where backbone and head give the model's own log-probabilities, else what was found."""
-    assert scorer.backbone is not None
-    assert scorer.head is not None
+    backbone, head = scorer.backbone, scorer.head
+    assert backbone is not None
+    assert head is not None
     modes = [(module, module.training) for module in scorer.model.modules()]
     parameter = next(scorer.model.parameters())
     ids = torch.arange(1, 9, device=parameter.device)[None] % scorer.model.config.get_text_config().vocab_size
@@ -76,7 +78,9 @@ def _self_check(scorer: Scorer) -> str | None:
     try:
         logits = scorer.model(input_ids=ids, use_cache=False).logits[0]
         whole, whole_dtype = logits.float().log_softmax(1), logits.dtype
-        parts = scorer.head(scorer.backbone(input_ids=ids, use_cache=False).last_hidden_state[0])
+        parts = run_whole(
+            scorer.model, lambda: head(backbone(input_ids=ids, use_cache=False).last_hidden_state[0])
+        )
         gap = (whole - parts.float().log_softmax(1)).abs().max().item()
     except (AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
         return f"{type(error).__name__}: {error}"
@@ -102,6 +106,12 @@ def score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | No
 
     The router loss is that of whole sequences, so a pair's prompt counts twice, in whichever layout.
     """
+    if scorer.backbone is None:
+        return _score_targets(scorer, batch)
+    return run_whole(scorer.model, lambda: _score_targets(scorer, batch))
+
+
+def _score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
     inputs = {**batch.model_inputs, "use_cache": False}
     plan: SharedPrefix | None = inputs.pop(KEYWORD, None)
     routed = bool(getattr(scorer.model.config, "output_router_logits", False))
@@ -132,8 +142,10 @@ def load_balancing_loss(
 
     Padding is left out by the mask; a flat row's prompts are counted once for each of their sequences.
     """
-    module = sys.modules[type(model).__module__]
-    function = getattr(module, "load_balancing_loss_func", None)
+    # The class itself may be one that FSDP2 made.
+    modules = [sys.modules[kind.__module__] for kind in type(model).__mro__]
+    found = (getattr(module, "load_balancing_loss_func", None) for module in modules)
+    function = next(filter(None, found), None)
     routed = getattr(output, "router_logits", None)
     if function is None or routed is None:
         return getattr(output, "aux_loss", None)

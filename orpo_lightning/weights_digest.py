@@ -18,14 +18,19 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     bit.
 
     Args:
-        named: names and tensors of any kind; of a sharded one, this process's part counts.
+        named: names and tensors of any kind; or tensors that are all shared out over the processes, which
+            must call together: each counts its part.
     """
-    shapes, sums = [], []
+    shapes, sums, sharded = [], [], False
     for name, tensor in named:
         shapes.append((name, tuple(tensor.shape)))
         sums.append(_sum_of_words(tensor))
+        sharded |= hasattr(tensor, "to_local")
+    if sharded:
+        sums = [together := torch.stack(sums)]
+        torch.distributed.all_reduce(together)
     # Brought to the host together, not one by one.
-    totals = torch.stack(sums).tolist() if sums else []
+    totals = torch.stack(sums).flatten().tolist() if sums else []
     return hashlib.sha256(repr(list(zip(shapes, totals, strict=True))).encode()).hexdigest()
 
 

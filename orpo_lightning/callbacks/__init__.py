@@ -5,6 +5,7 @@ from orpo_lightning.callbacks.divergence_watch import DivergenceWatch
 from orpo_lightning.callbacks.export import AdapterExport
 from orpo_lightning.callbacks.finite_steps import FiniteSteps
 from orpo_lightning.callbacks.header import RunHeader
+from orpo_lightning.callbacks.lost_ranks import LostRanks
 from orpo_lightning.callbacks.memory_report import MemoryReport
 from orpo_lightning.callbacks.progress import PlainProgress
 from orpo_lightning.callbacks.stopping import StopAtSignal
@@ -15,6 +16,7 @@ __all__ = [
     "BestCheckpoint",
     "DivergenceWatch",
     "FiniteSteps",
+    "LostRanks",
     "MemoryReport",
     "PlainProgress",
     "ResumeCheckpoint",

@@ -13,6 +13,7 @@ import torch
 
 from orpo_lightning.callbacks.model_card import model_card
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.sharding import is_sharded, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,14 @@ class AdapterExport(lightning.Callback):
         self._save(trainer, pl_module, "adapter")
 
     def _save(self, trainer: lightning.Trainer, module: Any, name: str) -> None:
+        # Gathering takes all ranks; afterwards the first one writes.
+        state = whole_weights(module.model) if is_sharded(module) else None
         if not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or trainer.default_root_dir) / name
         staging = folder.with_name(f".{name}.{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
-        _save_weights(module, staging)
+        _save_weights(module, staging, state)
         processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
         if processor is not None:
             processor.save_pretrained(staging)
@@ -75,15 +78,16 @@ class AdapterExport(lightning.Callback):
         log.info("saved %s (step %d)", folder, trainer.global_step)
 
 
-def _save_weights(module: Any, folder: Path) -> None:
+def _save_weights(module: Any, folder: Path, state: dict[str, Any] | None) -> None:
     model = module.model
+    given = {} if state is None else {"state_dict": state}
     if causal_model(model) is model:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **given)
         return
     initial = getattr(module, "_initial_adapter", None)
     # save_embedding_layers: "auto" would ask the hub whether the vocabulary grew; it never does here.
     if initial is None:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, **given)
     else:
         model.save_pretrained(
             folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=initial.name

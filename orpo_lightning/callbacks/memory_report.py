@@ -15,6 +15,7 @@ from orpo_lightning.errors import is_out_of_memory
 from orpo_lightning.planning.base import Batch
 from orpo_lightning.planning.out_of_memory import Facts, lines
 from orpo_lightning.recomputation import planned_training, read_shape
+from orpo_lightning.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class MemoryReport(lightning.Callback):
     ) -> None:
         """Add the notes."""
         if not is_out_of_memory(exception) or self._batch is None or not trainer.training:
+            return
+        if is_sharded(pl_module):  # the plan knows no shares
             return
         try:
             notes = lines(facts_of(trainer, pl_module, self._batch))
