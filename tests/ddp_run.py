@@ -1,18 +1,27 @@
-"""Run by test_distributed.py: one optimizer step and a validation on N processes; results to a file."""
+"""Run by test_distributed.py: one optimizer step and a validation, each in one or several forks."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import socket
+import traceback
+from pathlib import Path
+from typing import Any
+
 import lightning
+import peft  # noqa: F401 - before the processes are forked
 import torch
-from training import GradientRecorder, make_trainer
+import transformers.models.llama.modeling_llama  # noqa: F401
+from training import make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule
-from orpo_lightning.batching import Layout
+from orpo_lightning.sharded_strategy import FSDP2Strategy
+from orpo_lightning.sharding import is_sharded, whole
 
 
 class Words(PreferenceDataModule):
@@ -32,36 +41,100 @@ class Words(PreferenceDataModule):
         ]
 
 
-def main(
-    base: str, processes: int, batch_size: int, accumulate: int, tokens: int, layout: Layout, out: str
-) -> None:
-    """Fit one optimizer step of twelve pairs, validate, and save gradients and metrics from rank zero."""
+class Recorder(lightning.Callback):
+    """Keeps the whole gradients of the first optimizer step, and what of the weights was shared out."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.gradients: dict[str, torch.Tensor] = {}
+        self.sharded: list[str] = []
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        """Copy every gradient."""
+        if not self.gradients:
+            named = module.named_parameters()
+            self.gradients = {name: whole(p.grad).clone() for name, p in named if p.grad is not None}
+            self.sharded = [name for name, p in module.named_parameters() if is_sharded(p)]
+
+
+def run(case: dict[str, Any], base: str, folder: Path) -> None:
+    """Fit one optimizer step of twelve pairs, validate, and save what rank zero saw."""
     lightning.seed_everything(3)
-    module = PreferenceModule(base, lora_r=4, lora_dropout=0.0, lora_init="gaussian")
+    settings = {"lora_r": 4, "lora_dropout": 0.0, "lora_init": "gaussian", **case.get("model", {})}
+    module = PreferenceModule(base, **settings)
+    batch_size, accumulate, tokens = case["split"]
     data = Words(
         tokenizer=base,
-        layout=layout,
+        layout=case["layout"],
         batch_size=batch_size,
         tokens_per_batch=tokens or None,
         validation_batch_size=3,
         max_length=128,
-        cache_dir=out + ".d",
+        cache_dir=str(folder / f"cache-{case['world']}"),
     )
-    recorder = GradientRecorder()
+    recorder = Recorder()
+    strategies = {"ddp": "ddp", "fsdp2": FSDP2Strategy()}
     trainer = make_trainer(
         max_steps=1,
-        devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
+        devices=case["world"],
+        strategy=strategies[case["strategy"]] if case["world"] > 1 else "auto",
         accumulate_grad_batches=accumulate,
         callbacks=[recorder],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
     trainer.fit(module, datamodule=data)
-    metrics = {name: value.clone() for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        torch.save({"gradients": recorder.gradients, "metrics": metrics, "world": trainer.world_size}, out)
+        found = {
+            "gradients": recorder.gradients,
+            "metrics": {name: value.clone() for name, value in trainer.callback_metrics.items()},
+            "world": trainer.world_size,
+            "sharded": len(recorder.sharded),
+            "parameters": sum(1 for _ in module.parameters()),
+            "described": dict(module.describe()),
+        }
+        torch.save(found, folder / f"{case['name']}.pt")
+
+
+def fork(rank: int, world: int, port: int, cases: list[dict[str, Any]], base: str, folder: Path) -> int:
+    """Run the cases in a process of its own, as torchrun would start it."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if world > 1:
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in names.items()})
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"})
+        for case in cases:
+            run(case, base, folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def main(order: str) -> int:
+    """Run all cases, those of equally many processes one after the other."""
+    told = json.loads(Path(order).read_text())
+    codes = []
+    for world in sorted({case["world"] for case in told["cases"]}):
+        cases = [case for case in told["cases"] if case["world"] == world]
+        port = free_port()
+        children = [fork(rank, world, port, cases, told["base"], Path(order).parent) for rank in range(world)]
+        codes += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return max(map(abs, codes))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]), *sys.argv[6:])
+    sys.exit(main(sys.argv[1]))

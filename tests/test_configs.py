@@ -15,8 +15,9 @@ from orpo_lightning.cli import main
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 OVERRIDES = ("dora", "paper", "long")
-WHOLE = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OVERRIDES)
-COMBINATIONS = [[name] for name in WHOLE] + [["mistral", name] for name in OVERRIDES]
+DEVICES = ("ddp", "fsdp2", "deepspeed")
+WHOLE = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OVERRIDES + DEVICES)
+COMBINATIONS = [[name] for name in WHOLE] + [["mistral", name] for name in OVERRIDES + DEVICES]
 
 
 def resolved(names: list[str]) -> dict[str, Any]:
@@ -107,6 +108,22 @@ def test_an_override_changes_what_it_names_and_keeps_the_base(
     assert config["model"]["base_model"] == "mistralai/Mistral-7B-v0.1"
     assert config["model"]["optimizer"]["init_args"]["lr"] == 8e-6
     assert config["run_dir"] == f"runs/mistral-{name}"
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("family", ["mistral", "llama"])
+def test_an_override_of_devices_keeps_the_optimizers_settings_and_the_runs_folder(
+    family: str, name: str
+) -> None:
+    alone, config = resolved([family]), resolved([family, name])
+    assert config["trainer"]["strategy"] == {"deepspeed": "deepspeed_stage_2"}.get(name, name)
+    kept = alone if name == "ddp" else {"model": {"optimizer": {"class_path": "torch.optim.AdamW"}}}
+    assert config["model"]["optimizer"]["class_path"] == kept["model"]["optimizer"]["class_path"]
+    for key in ("lr", "weight_decay"):
+        expected = alone["model"]["optimizer"]["init_args"][key]
+        assert config["model"]["optimizer"]["init_args"][key] == expected
+    assert config["run_dir"] == alone["run_dir"]
+    assert config["data"] == alone["data"]
 
 
 def test_long_runs_are_64_pairs_a_step() -> None:

@@ -1,10 +1,12 @@
-"""Two CPU processes over gloo give what one process gives."""
+"""Two and four CPU processes over gloo give what one process gives, weights shared out or not."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +16,84 @@ import torch
 HERE = Path(__file__).parent
 
 
-def run(base: str, folder: Path, processes: int, split: tuple[int, int, int], layout: str) -> dict[str, Any]:
-    """Run one optimizer step of twelve pairs in processes of its own and return what rank zero saw."""
-    out = folder / "found.pt"
-    words = [str(value) for value in (base, processes, *split, layout, out)]
+def case(world: int, split: tuple[int, int, int], layout: str, strategy: str = "ddp", **model: Any) -> Any:
+    """Return a case of ddp_run.py; pairs in a micro-batch, micro-batches of a step, and a budget of tokens.
+
+    Under a budget one process has fewer micro-batches than the other, and both skip some.
+    """
+    name = "-".join(map(str, [world, *split, layout, strategy, *model.values()]))
+    return {
+        **{"name": name, "world": world, "split": split, "layout": layout},
+        **{"strategy": strategy, "model": model},
+    }
+
+
+WHOLE = case(1, (12, 1, 0), "padded")
+NF4 = case(1, (12, 1, 0), "padded", quantization="nf4")
+FULL = case(1, (12, 1, 0), "padded", lora_r=0)
+SAME = [
+    case(2, (6, 1, 0), "padded"),
+    case(2, (1, 6, 200), "padded"),
+    case(2, (2, 3, 0), "shared_prefix"),
+    case(2, (1, 6, 100), "shared_prefix"),
+    case(4, (3, 1, 0), "padded"),
+    case(4, (1, 3, 100), "shared_prefix"),
+    case(2, (6, 1, 0), "padded", "fsdp2"),
+    case(2, (1, 6, 100), "shared_prefix", "fsdp2"),
+    case(2, (3, 2, 0), "auto", "fsdp2", gradient_checkpointing=False),
+    case(4, (3, 1, 0), "shared_prefix", "fsdp2", gradient_checkpointing="auto"),
+]
+SAME_NF4 = [case(2, (3, 2, 0), "auto", "fsdp2", quantization="nf4")]
+SAME_FULL = [case(2, (3, 2, 0), "auto", "fsdp2", lora_r=0)]
+Found = Callable[[Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Return a function from a case to what rank zero saw of it."""
+    folder = tmp_path_factory.mktemp("steps")
+    cases = [WHOLE, NF4, FULL, *SAME, *SAME_NF4, *SAME_FULL]
+    (folder / "order.json").write_text(json.dumps({"base": tiny_base, "cases": cases}))
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "ddp_run.py"), *words],
+        [sys.executable, str(HERE / "ddp_run.py"), str(folder / "order.json")],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return lambda one: torch.load(folder / f"{one['name']}.pt")
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the step of one process with all twelve pairs in one padded batch."""
-    return run(tiny_base, tmp_path_factory.mktemp("whole"), 1, (12, 1, 0), "padded")
-
-
-# Pairs in a micro-batch, micro-batches of a step, and a budget of tokens: under it one process has fewer
-# micro-batches than the other, and both skip some.
-@pytest.mark.parametrize(
-    ("split", "layout"),
-    [
-        ((6, 1, 0), "padded"),
-        ((1, 6, 200), "padded"),
-        ((2, 3, 0), "shared_prefix"),
-        ((1, 6, 100), "shared_prefix"),
-    ],
-)
-def test_two_processes_have_the_gradients_and_metrics_of_one(
-    whole: dict[str, Any], tiny_base: str, tmp_path: Path, split: tuple[int, int, int], layout: str
-) -> None:
-    two = run(tiny_base, tmp_path, 2, split, layout)
-    assert (whole["world"], two["world"]) == (1, 2)
-    assert whole["gradients"].keys() == two["gradients"].keys()
-    for name, gradient in whole["gradients"].items():
+@pytest.mark.parametrize("one", [*SAME, *SAME_NF4, *SAME_FULL], ids=lambda one: one["name"])
+def test_several_processes_have_the_gradients_and_metrics_of_one(found: Found, one: Any) -> None:
+    base = NF4 if one in SAME_NF4 else FULL if one in SAME_FULL else WHOLE
+    alone, together = found(base), found(one)
+    assert (alone["world"], together["world"]) == (1, one["world"])
+    assert alone["gradients"].keys() == together["gradients"].keys()
+    for name, gradient in alone["gradients"].items():
         scale = gradient.abs().max().item()
-        assert torch.allclose(two["gradients"][name], gradient, rtol=1e-6, atol=1e-6 * scale), name
-    for name, value in whole["metrics"].items():
+        assert torch.allclose(together["gradients"][name], gradient, rtol=1e-6, atol=1e-6 * scale), name
+    for name, value in alone["metrics"].items():
         if "per_second" not in name and "skipped" not in name:
-            assert two["metrics"][name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
-    assert whole["metrics"]["val/length/chosen"] > 0
-    assert whole["metrics"].keys() == two["metrics"].keys() >= {"val_ci_low/loss", "val/logps_change/chosen"}
+            assert together["metrics"][name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
+    assert alone["metrics"]["val/length/chosen"] > 0
+    changes = set() if base is FULL else {"val/logps_change/chosen"}
+    assert alone["metrics"].keys() == together["metrics"].keys() >= {"val_ci_low/loss", *changes}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [one for one in [*SAME, *SAME_NF4, *SAME_FULL] if one["strategy"] == "fsdp2"],
+    ids=lambda one: one["name"],
+)
+def test_every_weight_is_shared_out_and_counted_as_before(found: Found, one: Any) -> None:
+    base = NF4 if one in SAME_NF4 else FULL if one in SAME_FULL else WHOLE
+    together = found(one)
+    assert together["sharded"] == together["parameters"] > 0
+    assert together["described"]["parameters"] == found(base)["described"]["parameters"]
+    assert found(base)["sharded"] == 0
+    expected = "padded" if one["layout"] == "padded" else "shared_prefix"
+    assert together["described"]["layout"].startswith(expected)

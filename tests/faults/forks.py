@@ -18,6 +18,7 @@ import datasets  # noqa: F401
 import peft  # noqa: F401
 import tensorboard  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from orpo_lightning import cli  # noqa: F401
 from orpo_lightning.__main__ import main
@@ -36,6 +37,7 @@ def _start(order: dict[str, Any]) -> int:
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
+    rank_zero_only.rank = int(os.environ.get("RANK", "0"))  # read when it was imported
     code = 1
     try:
         code = main(order["words"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,6 +93,19 @@ class Forks:
     def run(self, words: list[Any], cwd: Path, **env: str) -> Ended:
         """Run a command line to its end."""
         return self.start(words, cwd, **env).wait()
+
+    def start_ranks(self, words: list[Any], cwd: Path, world: int) -> list[Run]:
+        """Begin a command line in several processes that are one run, as torchrun would start them."""
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = str(one.getsockname()[1])
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forks"}
+        env |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_WORLD_SIZE": "1"}
+        return [self.start(words, cwd, **env, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)]
+
+    def run_ranks(self, words: list[Any], cwd: Path, world: int) -> list[Ended]:
+        """Run a command line in several processes to their end."""
+        return [run.wait() for run in self.start_ranks(words, cwd, world)]
 
     def close(self) -> None:
         """End the process."""
