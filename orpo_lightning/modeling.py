@@ -17,6 +17,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hardware import Choice
@@ -64,6 +65,11 @@ def supported_attention(config: PretrainedConfig, choice: Choice) -> Choice:
 def causal_model(model: Any) -> Any:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def recomputable(model: nn.Module) -> list[Any]:
+    """Return the layers that can be recomputed, or shared out, one by one, in their order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def quantization_config(

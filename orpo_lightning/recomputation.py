@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.modeling import causal_model, enable_checkpointing
+from orpo_lightning.modeling import causal_model, enable_checkpointing, recomputable
 from orpo_lightning.planning import weights
 from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
@@ -78,11 +77,6 @@ def rows(choice: Choice) -> list[tuple[str, str]]:
     some = f"the first {choice.recomputed} of {choice.layers} layers"
     count = {0: "no layer", choice.layers: "all layers"}.get(choice.recomputed, some)
     return [("recomputed", f"{count} ({choice.reason})")]
-
-
-def recomputable(model: Any) -> list[Any]:
-    """Return the layers that can be recomputed one by one, in their order."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def read_shape(module: Any) -> Model:

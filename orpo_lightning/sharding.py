@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orpo_lightning.errors import SurroundingsError, UsageError
-from orpo_lightning.modeling import causal_model
-from orpo_lightning.recomputation import recomputable
+from orpo_lightning.modeling import causal_model, recomputable
 
 T = TypeVar("T")
 _RUN = "_run_whole"

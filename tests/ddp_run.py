@@ -70,7 +70,7 @@ def run(case: dict[str, Any], base: str, folder: Path) -> None:
         tokens_per_batch=tokens or None,
         validation_batch_size=3,
         max_length=128,
-        cache_dir=str(folder / f"cache-{case['world']}"),
+        cache_dir=str(folder / f"{case['name']}.d"),
     )
     recorder = Recorder()
     strategies = {"ddp": "ddp", "fsdp2": FSDP2Strategy()}
