@@ -7,14 +7,13 @@ and uses `.get`, so that a module or data module of your own may lack any of the
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from orpo_lightning import hardware, runfolder
+from orpo_lightning import hardware, runfolder, torchrun
 from orpo_lightning.errors import UsageError
 from orpo_lightning.strategies import TIMEOUT, Plan, choose_strategy
 
@@ -53,17 +52,17 @@ def fill_hardware(config: Namespace) -> dict[str, str]:
 
 
 def fill_processes(config: Namespace) -> int:
-    """Take the numbers of devices and nodes from torchrun where they are left open; return their product."""
+    """Take the numbers of devices and nodes from torchrun where they are left open; return their product.
+
+    Raises:
+        UsageError: they are set, to others.
+    """
     trainer = config.trainer
-    started = {"devices": "LOCAL_WORLD_SIZE", "num_nodes": "GROUP_WORLD_SIZE"}
-    for key, variable in started.items():
-        if "TORCHELASTIC_RUN_ID" in os.environ and variable in os.environ:
-            found = int(os.environ[variable])
-            if trainer.get(key) not in ("auto", 1, None, -1, "-1", found, str(found)):
-                raise UsageError(
-                    f"trainer.{key}: torchrun started {found}, found {trainer[key]}: leave it out"
-                )
-            trainer[key] = found
+    for key, found in torchrun.started().items():
+        if trainer.get(key) not in ("auto", 1, None, -1, "-1", found, str(found)):
+            raise UsageError(f"trainer.{key}: torchrun started {found}, found {trainer[key]}: leave it out")
+        trainer[key] = found
+    torchrun.meet_anew(TIMEOUT)
     return _devices(trainer) * (trainer.get("num_nodes") or 1)
 
 

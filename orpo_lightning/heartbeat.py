@@ -18,6 +18,8 @@ INTERVAL = 2.0
 SILENT = 20.0
 """Seconds after which a process that says nothing is taken for hanging; one that is busy says something."""
 FAILED, DONE = "failed", "done"
+_STORE = -1
+"""Stands among the ranks for the store itself."""
 
 
 class Word(NamedTuple):
@@ -49,6 +51,10 @@ class Word(NamedTuple):
     def is_near(self) -> bool:
         """Whether its process id means the same here."""
         return (self.host, self.space) == (socket.gethostname(), _pid_space())
+
+    def who(self, rank: int) -> str:
+        """Return the process in words."""
+        return f"rank {rank} (process {self.pid} on {self.host})"
 
     def is_gone(self) -> bool:
         """Tell whether its process has ended; False where that cannot be seen from here."""
@@ -82,8 +88,8 @@ class Watch:
             words: the last one of each rank.
             now: seconds of a clock that only goes forward.
         """
+        # Every word is new after that: this process itself was stopped for a while, perhaps all were.
         if self._last_look is None or now - self._last_look > self.silent / 2:
-            # This process itself was stopped for a while, perhaps all were: nobody is late yet.
             self.heard = {}
         self._last_look = now
         for rank, word in words.items():
@@ -93,7 +99,7 @@ class Watch:
 
     def _wrong(self, rank: int, now: float) -> str | None:
         word, since = self.heard[rank]
-        who = f"rank {rank} (process {word.pid} on {word.host})"
+        who = word.who(rank)
         if word.state == DONE:
             return None
         if word.state == FAILED:
@@ -106,12 +112,14 @@ class Watch:
 
 
 class Heartbeat:
-    """A thread that says that this process is alive, and calls `on_lost` once when another one is not.
+    """Says that this process is alive, and calls `on_lost` once when another one is not.
+
+    One thread talks to the store and a second one judges: no timeout ends a talk with a stopped process.
 
     Args:
         rank: of this process.
         world_size: how many there are.
-        on_lost: called in the thread with what is wrong with which rank.
+        on_lost: called in a thread of its own with what is wrong with which rank.
         store: where all can write; the run's own TCPStore where left out.
     """
 
@@ -127,59 +135,74 @@ class Heartbeat:
         self.watch = Watch(rank)
         self._store = store or _run_store()
         self._stopped = threading.Event()
-        self._count = 0
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._say(str(self._count))
+        self._talks = 0
+        self._words: dict[int, Word] = {}
+        self._broken: RuntimeError | None = None
+        self._threads = [
+            threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._talk, self._judge)
+        ]
+        self._say("0")
 
     def start(self) -> None:
         """Begin; all ranks must have been made by now."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, state: str = DONE) -> None:
         """Say the last word, if anybody can still hear it, and end the thread."""
         if self._stopped.is_set():
             return
         self._stopped.set()
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
-            self._thread.join(INTERVAL)
+        talking = self._threads[0]
+        if talking.ident is not None:
+            talking.join(INTERVAL)
+        if self._broken is not None or talking.is_alive():
+            return
         try:
             self._say(state)
-        except RuntimeError:  # the store is gone, as its process is
+        except RuntimeError:  # the store ended meanwhile, with its process
             return
 
     def end_hanging(self, ranks: Mapping[int, str]) -> None:
         """Kill those of the lost ranks that are still there: a stopped process would keep its GPU."""
         for rank in ranks:
-            word = self.watch.heard[rank][0] if rank in self.watch.heard else None
+            word = self._words.get(rank)
             if word is not None and word.is_near and word.state != FAILED and not word.is_gone():
                 os.kill(word.pid, signal.SIGKILL)
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
+        keys = [f"{rank}" for rank in self.ranks]
+        while not self._stopped.is_set():
+            try:
+                self._say(str(self._talks))
+                said = self._store.multi_get(keys)
+            except RuntimeError as error:
+                self._broken = error
+                return
+            self._words = {rank: Word.read(value) for rank, value in zip(self.ranks, said, strict=True)}
+            self._talks += 1
+            self._stopped.wait(INTERVAL)
+
+    def _judge(self) -> None:
         while not self._stopped.wait(INTERVAL):
-            lost = self._look()
-            if lost:
+            talks = Word(_address(), "", 0, str(self._talks))
+            lost = self.watch.look({**self._words, _STORE: talks}, time.monotonic())
+            if self._broken is not None or _STORE in lost:
+                lost = self._without_store()
+            if lost and not self._stopped.is_set():
                 self.on_lost(lost)
                 return
 
-    def _look(self) -> dict[int, str]:
-        self._count += 1
-        try:
-            self._say(str(self._count))
-            said = self._store.multi_get([f"{rank}" for rank in self.ranks])
-        except RuntimeError as error:
-            return {} if self._stopped.is_set() else self._without_store(error)
-        words = {rank: Word.read(value) for rank, value in zip(self.ranks, said, strict=True)}
-        return self.watch.look(words, time.monotonic())
-
-    def _without_store(self, error: RuntimeError) -> dict[int, str]:
-        """Return who is lost with the store: the launcher keeps it, or rank 0."""
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or 0 not in self.watch.heard:
-            reason = str(error).partition("\n")[0]
-            return {0: f"the store at {_address()} does not answer, with rank 0 or its launcher: {reason}"}
-        word = self.watch.heard[0][0]
-        silent = f"has not answered for {SILENT:.0f} s, so it hangs or is lost"
-        how = "was killed" if word.is_gone() else silent
-        return {0: f"rank 0 (process {word.pid} on {word.host}), which the others meet at, {how}"}
+    def _without_store(self) -> dict[int, str]:
+        """Return who is lost with the store: rank 0 keeps it, or the launcher."""
+        if 0 not in self._words or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            reason = str(self._broken or f"silent for {SILENT:.0f} s").partition("\n")[0]
+            return {0: f"the launcher of rank 0, whose store at {_address()} all meet at, is gone ({reason})"}
+        word = self._words[0]
+        silent = f"has not answered for {SILENT:.0f} s: it hangs, or its machine is lost"
+        return (
+            {} if word.state == DONE else {0: f"{word.who(0)} {'was killed' if word.is_gone() else silent}"}
+        )
 
     def _say(self, state: str) -> None:
         self._store.set(f"{self.rank}", str(Word.of_this_process(state)))
@@ -197,7 +220,7 @@ def _run_store() -> Store:
 
 
 def _address() -> str:
-    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
 def _pid_space() -> str:

@@ -42,6 +42,7 @@ FLOORS = {
     "sharded_strategy": 2,
     "strategies": 0,
     "heartbeat": 0,
+    "torchrun": 0,
     "layouts": 1,
     "shared_attention": 0,
     "shared_attention.interface": 1,

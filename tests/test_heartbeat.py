@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 
 import pytest
@@ -88,7 +89,7 @@ def test_two_heartbeats_find_the_third_that_stops_without_a_word(monkeypatch: py
     for beat in beats[:2]:
         beat.start()
     for beat in beats[:2]:
-        beat._thread.join(10)
+        beat._threads[1].join(10)
     assert {rank: set(lost) for rank, lost in found.items()} == {0: {2}, 1: {2}}
     assert "has not been heard of" in found[0][2]
 
@@ -97,6 +98,33 @@ def test_a_hanging_process_is_killed_and_one_elsewhere_is_let_be() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     os.kill(child.pid, signal.SIGSTOP)
     beat = Heartbeat(0, 3, lambda lost: None, HashStore())
-    beat.watch.look({0: HERE, 1: HERE._replace(pid=child.pid), 2: far("1")}, 0.0)
+    beat._words = {0: HERE, 1: HERE._replace(pid=child.pid), 2: far("1")}
     beat.end_hanging({1: "", 2: ""})
     assert child.wait(10) == -signal.SIGKILL
+
+
+def test_a_store_that_no_longer_answers_is_rank_zero_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a launcher's store; a read of a stopped process's one never returns, whatever its timeout."""
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.02)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    answer, found = threading.Event(), []
+
+    class Stopped:
+        """A store that answers once."""
+
+        def set(self, key: str, value: str) -> None:
+            """Take a word."""
+
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            """Wait, but for the first time."""
+            if beat._talks:
+                answer.wait()
+            return [str(far("1")).encode() for _ in keys]
+
+    beat = Heartbeat(1, 2, found.append, Stopped())  # type: ignore[arg-type]
+    beat.watch = Watch(1, silent=0.5)
+    beat.start()
+    beat._threads[1].join(10)
+    answer.set()
+    assert [list(lost) for lost in found] == [[0]]
+    assert "rank 0 (process 1 on elsewhere) has not answered for 20 s" in found[0][0]

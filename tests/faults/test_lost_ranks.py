@@ -51,33 +51,34 @@ BLOWS = {
 }
 
 
-def ranks_of(pid: int) -> dict[int, int]:
-    """Return rank → process of a run by its first process, which may be rank 0 or torchrun."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            one = int(stat.parent.name)
-            if os.getpgid(one) != pid or b"pt_data_worker" in (stat.parent / "cmdline").read_bytes():
-                continue
-            pairs = dict(part.split(b"=", 1) for part in stat.read_bytes().split(b"\0") if b"=" in part)
-        except (OSError, ValueError):
-            continue
-        if b"LOCAL_RANK" in pairs:
-            found[int(pairs[b"LOCAL_RANK"])] = one
-    return found if 0 in found else {0: pid, **found}
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """Return a process's state ("Z": ended) and its parent; ("X", 0) where there is none."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "X", 0
+    return state, int(parent)
 
 
-def group_of(pid: int) -> list[int]:
-    """Return the processes of a run that have not ended."""
-    alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state = stat.read_text().rpartition(")")[2].split()[0]
-            if os.getpgid(int(stat.parent.name)) == pid and state not in "ZX":
-                alive.append(int(stat.parent.name))
-        except OSError:
-            continue
-    return alive
+def processes_of(pid: int) -> list[int]:
+    """Return a process and all that come from it."""
+    every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    parents = {one: state_and_parent(one)[1] for one in every}
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def rank_of(pid: int) -> int | None:
+    """Return the rank that a process was started as; None where it starts the others."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((int(pair[11:]) for pair in pairs if pair.startswith(b"LOCAL_RANK=")), None)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Return those that have not ended."""
+    return [pid for pid in pids if state_and_parent(pid)[0] not in "ZX"]
 
 
 def strike(name: str, words: list[Any], folder: Path) -> Outcome:
@@ -89,21 +90,23 @@ def strike(name: str, words: list[Any], folder: Path) -> Outcome:
         run = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
         )
-    printed = folder / "printed"
+    printed, family = folder / "printed", [run.pid]
     end = time.monotonic() + 200
     try:
         while "step 2/" not in printed.read_text():
             assert run.poll() is None, printed.read_text()[-3000:]
             assert time.monotonic() < end, printed.read_text()[-3000:]
             time.sleep(0.1)
-        os.kill(ranks_of(run.pid)[blow.rank], blow.signum)
+        family = processes_of(run.pid)
+        ranks = {rank_of(pid): pid for pid in family}
+        os.kill(ranks.get(blow.rank, run.pid), blow.signum)
         began = time.monotonic()
         code = run.wait(timeout=200)
         seconds = time.monotonic() - began
         time.sleep(6)
-        return Outcome(code, seconds, printed.read_text(), group_of(run.pid))
+        return Outcome(code, seconds, printed.read_text(), alive(family))
     finally:
-        for left in group_of(run.pid):
+        for left in alive(family):
             os.kill(left, signal.SIGKILL)
 
 
