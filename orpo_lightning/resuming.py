@@ -10,8 +10,7 @@ import torch
 
 from orpo_lightning import __version__
 from orpo_lightning.adapter_state import check_same_weights
-from orpo_lightning.errors import CheckpointError
-from orpo_lightning.run_settings import changed_model, changed_options, recount
+from orpo_lightning.run_settings import changed_model, changed_options, recount, refuse
 
 log = logging.getLogger(__name__)
 KEY = "orpo_lightning"
@@ -51,15 +50,6 @@ def restore_extra_state(module: Any, checkpoint: Mapping[str, Any]) -> None:
         module.train_means.go_on_from(total, module.device)
     norm = state["grad_norm"]
     module.grad_norm = None if norm is None else torch.tensor(norm, device=module.device)
-
-
-def refuse(differences: list[str]) -> None:
-    """Raise CheckpointError where a checkpoint and a run differ."""
-    if differences:
-        raise CheckpointError(
-            f"the checkpoint is of another run: {'; '.join(differences)}. Resume with the settings it was "
-            "started with, or start another run (--run_dir NEW)"
-        )
 
 
 def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from orpo_lightning.data import flags
 from orpo_lightning.data.limits import BEYOND_LIMITS
 from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
 from orpo_lightning.data.table import DROPPED, StoredPairs
-from orpo_lightning.errors import CheckpointError, DataError
+from orpo_lightning.errors import DataError
 from orpo_lightning.run_settings import SPLIT, pairs_per_step, same_place
 
 ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
@@ -63,8 +63,8 @@ def other_run(
     found = []
     if saved["fingerprint"] != here["fingerprint"] and changed_data != "accept":
         found.append(
-            f"the training data {here['source']} differs (other rows, tokenizer, limits or held-out share); "
-            "--data.changed_data accept goes on with it"
+            f"{here['source']}: the training data differs from the checkpoint's (other rows, tokenizer, "
+            "limits or held-out share); --data.changed_data accept goes on with it"
         )
     plan = here.keys() - {"source", "fingerprint"}
     other = sorted(key for key in plan if saved[key] != here[key])
@@ -79,8 +79,3 @@ def other_run(
         found.append(f"{what}; --data.changed_steps accept goes on with it")
     return found
 
-
-def refuse_other_run(*args: Any, **kwargs: Any) -> None:
-    """Raise CheckpointError where `other_run` has anything to say."""
-    if found := other_run(*args, **kwargs):
-        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(found)}")

@@ -163,7 +163,7 @@ def test_every_difference_is_listed(run: Path, pairs: Path, fit: Fit, forks: For
     line = refused(forks.run(fit("run", "--resume=auto", *words), run.parent))
     assert "model.lora_r 4 became 8" in line
     assert "accumulate 2 became 4" in line
-    assert f"the training data {pairs}/other.jsonl differs" in line
+    assert f"{pairs}/other.jsonl: the training data differs from the checkpoint's" in line
     assert "--run_dir NEW" in line
 
 
