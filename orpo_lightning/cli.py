@@ -46,6 +46,7 @@ from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.module import PreferenceModule
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
+from orpo_lightning.run_settings import changed_model, is_other_base, refuse
 from orpo_lightning.stop_signals import StopSignals
 
 _SEED = 42
@@ -189,13 +190,19 @@ class PreferenceCLI(LightningCLI):
             self.header |= fill_epochs(config)
         fill_tokenizer(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
-        if _rank() == 0 and training:
-            # Before the checkpoints are looked at: another run may be writing them.
-            self.lock = RunLock(self.run_folder)
         self.checkpoint = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
+        self._refuse_other_base(config)
+        if _rank() == 0 and training:
+            self.lock = RunLock(self.run_folder)
         self.header |= {"weights from": self.checkpoint.words, "written to": str(self.run_folder)}
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
+
+    def _refuse_other_base(self, config: Namespace) -> None:
+        """Compare the base model's name with the checkpoint's before another one is downloaded."""
+        saved, model = (self.checkpoint.content or {}).get("hyper_parameters"), config.get("model")
+        if saved and isinstance(model, Namespace) and is_other_base(saved, vars(model)):
+            refuse(changed_model(saved, vars(model)))
 
     def before_fit(self) -> None:
         """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""

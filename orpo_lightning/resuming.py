@@ -10,8 +10,7 @@ import torch
 
 from orpo_lightning import __version__
 from orpo_lightning.adapter_state import check_same_weights
-from orpo_lightning.errors import CheckpointError
-from orpo_lightning.run_settings import changed_model, changed_options, recount
+from orpo_lightning.run_settings import changed_model, changed_options, recount, refuse
 
 log = logging.getLogger(__name__)
 KEY = "orpo_lightning"
@@ -68,11 +67,7 @@ def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
     training = trainer is not None and trainer.state.fn == "fit"
     if training and position and hasattr(data, "other_run"):
         found += data.other_run(position)
-    if found:
-        raise CheckpointError(
-            f"the checkpoint is of another run: {'; '.join(found)}. Resume with the settings it was "
-            "started with, or start another run (--run_dir NEW)"
-        )
+    refuse(found)
     check_same_weights(checkpoint["state_dict"], module.state_dict())
     if options := changed_options(saved, here):
         log.info("changed since the checkpoint: %s", ", ".join(options))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orpo_lightning.errors import CheckpointError
+
 FIXED = (
     "base_model",
     "revision",
@@ -33,6 +35,20 @@ def changed_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
         if _plain(saved[key]) != _plain(here[key])
         and not (key == "base_model" and Path(str(here[key])).is_dir())
     ]
+
+
+def refuse(differences: list[str]) -> None:
+    """Raise CheckpointError where a checkpoint and a run differ."""
+    if differences:
+        raise CheckpointError(
+            f"the checkpoint is of another run: {'; '.join(differences)}. Resume with the settings it was "
+            "started with, or start another run (--run_dir NEW)"
+        )
+
+
+def is_other_base(saved: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Tell whether the base model is another one, which need not be loaded to see that."""
+    return any(line.startswith(("model.base_model", "model.revision")) for line in changed_model(saved, here))
 
 
 def changed_options(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -121,7 +121,7 @@ FIT = ("fit", "--trainer.max_steps", 6, "--trainer.accumulate_grad_batches", 2)
 def test_a_run_of_foreign_classes_fills_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*FIT) == 0
     found = {path.name for path in Path("runs/default").iterdir()}
-    assert found == {"config.yaml", "checkpoints", "tb", "log"}
+    assert found == {"config.yaml", "checkpoints", "tb", "log", ".lock"}
     assert {path.name for path in Path("runs/default/checkpoints").iterdir()} == {"last.ckpt"}
     assert "written to" in Path("runs/default/log").read_text()
     assert "written to" in capsys.readouterr().out
@@ -358,16 +358,15 @@ def test_a_checkpoints_settings_never_override_flags_or_yaml() -> None:
     assert flagged.model.hparams["lr"] == 0.4
 
 
-def test_the_newest_checkpoint_is_last_and_without_it_the_youngest(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_last_then_the_one_before_it_then_the_youngest(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    assert runfolder.newest_checkpoint(tmp_path) is None
-    for age, name in enumerate(("new.ckpt", "old.ckpt", "last.ckpt")):
+    assert runfolder.checkpoints_of(tmp_path) == []
+    for age, name in enumerate(("new.ckpt", "old.ckpt", "previous.ckpt", "last.ckpt", ".last.ckpt.77")):
         (folder / name).touch()
         os.utime(folder / name, (1000 - age, 1000 - age))
-    assert runfolder.newest_checkpoint(tmp_path) == folder / "last.ckpt"
-    (folder / "last.ckpt").unlink()
-    assert runfolder.newest_checkpoint(tmp_path) == folder / "new.ckpt"
+    names = [path.name for path in runfolder.checkpoints_of(tmp_path)]
+    assert names == ["last.ckpt", "previous.ckpt", "new.ckpt", "old.ckpt"]
 
 
 # Errors of the user
@@ -522,8 +521,9 @@ def test_a_run_that_a_signal_ends_has_the_signals_exit_code(
     try:
         assert run(*FIT) == code
     finally:
-        signal.signal(number, before)  # Lightning leaves Ctrl-C switched off
-    assert "--resume auto continues" in last_error(capsys)
+        signal.signal(number, before)
+    words = f"{name}: stopped after step 2, saved in runs/default/checkpoints/last.ckpt: --resume auto"
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -579,11 +579,8 @@ def test_the_same_data_in_another_file_and_layout_is_no_other_data(make: Any, tm
 @pytest.mark.parametrize(
     ("change", "attached", "message"),
     [
-        ({"batch_size": 3}, {}, "batch_size 2 became 3"),
-        ({"seed": 1}, {}, "seed 42 became 1"),
-        ({"shuffle": False}, {}, "shuffle True became False"),
-        ({}, {"accumulate_grad_batches": 2}, "accumulate 1 became 2"),
-        ({}, {"world_size": 2}, "world_size 1 became 2"),
+        ({"seed": 1}, {}, "seed 42 became 1 within an epoch"),
+        ({"shuffle": False}, {}, "shuffle True became False within an epoch"),
     ],
 )
 def test_a_position_within_an_epoch_of_another_plan_is_refused(
@@ -591,10 +588,32 @@ def test_a_position_within_an_epoch_of_another_plan_is_refused(
 ) -> None:
     within, between = (state_after(ready(make(rows(5))), seen) for seen in (1, 3))
     data = attach(ready(make(rows(5), **change)), **attached)
-    with pytest.raises(CheckpointError, match=f"planned differently: {message}; resume with the same values"):
+    with pytest.raises(CheckpointError, match=message):
         data.load_state_dict(within)
     data.load_state_dict(between)
     assert data.train_dataloader().plan.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "attached", "message"),
+    [
+        ({"batch_size": 3}, {}, "batch_size 2 became 3, so 2 pairs in a step became 3"),
+        ({}, {"accumulate_grad_batches": 2}, "accumulate 1 became 2, so 2 pairs in a step became 4"),
+        ({}, {"world_size": 2}, "world_size 1 became 2, so 2 pairs in a step became 4"),
+    ],
+)
+def test_other_steps_are_refused_within_one_and_between_two_accepted_where_that_is_asked_for(
+    change: dict[str, Any], attached: dict[str, Any], message: str, make: Any
+) -> None:
+    within, between = (state_after(ready(make(rows(7))), seen) for seen in (1, 4))
+    stops = attach(ready(make(rows(7), **change)), **attached)
+    goes_on = attach(ready(make(rows(7), changed_steps="accept", **change)), **attached)
+    with pytest.raises(CheckpointError, match=f"{message}, and the checkpoint does not stand between two"):
+        goes_on.load_state_dict(within)
+    with pytest.raises(CheckpointError, match=f"{message}; --data.changed_steps accept"):
+        stops.load_state_dict(between)
+    goes_on.load_state_dict(between)
+    assert goes_on.train_dataloader().plan.epoch == 1
 
 
 def test_a_second_fit_begins_at_the_beginning(make: Any) -> None:

@@ -80,7 +80,7 @@ def test_a_mixed_epoch_resumes_in_its_middle_and_refuses_other_weights(make: Any
     resumed = mixed(2)
     resumed.load_state_dict(data.state_dict())
     assert batch_numbers(resumed, resumed.train_dataloader()) == whole[5:]
-    with pytest.raises(CheckpointError, match="planned differently: mixture"):
+    with pytest.raises(CheckpointError, match=r"mixture .* within an epoch"):
         mixed(3).load_state_dict(data.state_dict())
 
 
@@ -285,7 +285,7 @@ def test_changed_data_may_be_accepted_when_a_run_goes_on(make: Any, tmp_path: Pa
     next(iterator)
     state = data.state_dict()
     lines(tmp_path / "t.jsonl", texts(10))
-    with pytest.raises(CheckpointError, match=r"go on with --data\.changed_data accept"):
+    with pytest.raises(CheckpointError, match=r"--data\.changed_data accept goes on"):
         attach(ready(make(train))).load_state_dict(state)
     other = attach(ready(make(train, changed_data="accept")))
     other.load_state_dict(state)

@@ -9,7 +9,7 @@ from orpo_lightning.data import flags
 from orpo_lightning.data.limits import BEYOND_LIMITS
 from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
 from orpo_lightning.data.table import DROPPED, StoredPairs
-from orpo_lightning.errors import CheckpointError, DataError
+from orpo_lightning.errors import DataError
 from orpo_lightning.run_settings import SPLIT, pairs_per_step, same_place
 
 ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
@@ -63,23 +63,19 @@ def other_run(
     found = []
     if saved["fingerprint"] != here["fingerprint"] and changed_data != "accept":
         found.append(
-            f"the training data {here['source']} differs (other rows, tokenizer, limits or held-out share); "
-            "--data.changed_data accept goes on with it"
+            f"{here['source']}: the training data differs from the checkpoint's (other rows, tokenizer, "
+            "limits or held-out share); --data.changed_data accept goes on with it"
         )
     plan = here.keys() - {"source", "fingerprint"}
     other = sorted(key for key in plan if saved[key] != here[key])
     within = [key for key in other if key not in SPLIT and saved["seen"]]
     found += [f"{key} {saved[key]} became {here[key]} within an epoch" for key in within]
     split = [f"{key} {saved[key]} became {here[key]}" for key in SPLIT if key in other]
+    before, now = pairs_per_step(saved), pairs_per_step(here)
+    what = ", ".join(split) + (f", so {before} pairs in a step became {now}" if before != now else "")
     if split and same_place(saved, here) is None:
-        pairs = f"{pairs_per_step(saved)} pairs in a step became {pairs_per_step(here)}"
-        found += [*split, f"{pairs}, and the checkpoint does not stand between two such steps"]
+        found.append(f"{what}, and the checkpoint does not stand between two such steps")
     elif split and changed_steps != "accept":
-        found.append(f"{', '.join(split)}; --data.changed_steps accept goes on with it")
+        found.append(f"{what}; --data.changed_steps accept goes on with it")
     return found
 
-
-def refuse_other_run(*args: Any, **kwargs: Any) -> None:
-    """Raise CheckpointError where `other_run` has anything to say."""
-    if found := other_run(*args, **kwargs):
-        raise CheckpointError(f"the checkpoint is of another run: {'; '.join(found)}")

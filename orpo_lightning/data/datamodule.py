@@ -15,7 +15,7 @@ from orpo_lightning.batching.sampler import Collate, Loader, PlannedSampler
 from orpo_lightning.batching.sorted_sampler import SortedSampler, plan_validation
 from orpo_lightning.data.arguments import refuse_bad_arguments, share_or_source
 from orpo_lightning.data.cache import Reading, default_cache_dir
-from orpo_lightning.data.checks import other_run, refuse_other_run
+from orpo_lightning.data.checks import other_run
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
@@ -26,7 +26,7 @@ from orpo_lightning.data.table import PairTable
 from orpo_lightning.data.tokenizer import load_tokenizer
 from orpo_lightning.data.validation import FinalValidation, ValidationPairs, parse_budget
 from orpo_lightning.errors import DataError, UsageError
-from orpo_lightning.run_settings import SPLIT, same_place
+from orpo_lightning.run_settings import SPLIT, refuse, same_place
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -245,7 +245,7 @@ class PreferenceDataModule(LightningDataModule):
             layout_tokens=tokens_of(self._collate()),
         )
         if self._position is not None:
-            refuse_other_run(self._position, self._whereabouts(), **self.accepted)
+            refuse(self.other_run(self._position))
             plan.resume_at(self._position["epoch"], same_place(self._position, self._whereabouts()) or 0)
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
@@ -326,7 +326,12 @@ class PreferenceDataModule(LightningDataModule):
         return {key: self._plan()[key] for key in SPLIT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let training go on from there; `train_dataloader` refuses a place that is not to be found."""
+        """Let training go on from there.
+
+        Raises:
+            CheckpointError: the checkpoint is of other data, or its place cannot be found in this run.
+        """
+        refuse(self.other_run(state_dict))
         self._position = state_dict
         if self.validation_budget is not None and "validation_size" in state_dict:
             self.resize_validation(state_dict["validation_size"], keep=True)

@@ -124,6 +124,8 @@ def strike(where: str, step: int, do: str, times: int = 1) -> list[Any]:
 
 def load(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
     """Return a checkpoint of a run's folder."""
+    import orpo_lightning.galore  # noqa: F401  (its projections are allowed in checkpoints)
+
     return torch.load(folder / "checkpoints" / name, weights_only=True)
 
 
