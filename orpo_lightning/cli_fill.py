@@ -76,9 +76,10 @@ def fill_strategy(config: Namespace) -> dict[str, str]:
     init_args: Any = {}
     if isinstance(strategy, Namespace):
         init_args = strategy.get("init_args") or {}
-        strategy = strategy.class_path.rpartition(".")[2]
+        strategy = strategy.class_path
     if not isinstance(strategy, str):
         return {}
+    strategy = strategy.rpartition(".")[2]
     optimizer = _get(config, "model", "optimizer")
     keys = ("quantization", "lora_r", "lora_variant", "lora_init")
     ours = {key: value for key in keys if (value := _get(config, "model", key)) is not None}

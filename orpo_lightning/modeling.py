@@ -264,7 +264,8 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Return (all, trainable) parameters; a 4-bit weight counts as the parameters it stands for."""
     total = trainable = 0
     # Of a weight that is shared out over processes, its layer holds the state.
-    states = {id(m.weight): m.quant_state for m in model.modules() if getattr(m, "quant_state", None)}
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "quant_state", None)]
+    states = {id(layer.weight): layer.quant_state for layer in layers}
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None) or states.get(id(parameter))
         count = parameter.numel() if state is None else state.shape.numel()

@@ -20,9 +20,9 @@ def started() -> dict[str, int]:
 def meet_anew(timeout: timedelta) -> None:
     """After a restart (`--max-restarts`), let the processes meet at a store of their own.
 
-    The launcher keeps one store over all starts, and in it the addresses of processes that are dead: who reads
-    them before they are written anew waits for a dead process. So rank 0 opens another store, and the old one
-    is only asked for its port.
+    The launcher keeps one store over all starts, and in it the addresses of processes that are dead: who
+    reads them before they are written anew waits for a dead process. So rank 0 opens another store, and the
+    old one is only asked for its port.
 
     Args:
         timeout: how long to wait for rank 0.

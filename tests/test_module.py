@@ -204,9 +204,7 @@ def test_checkpoints_hold_the_trained_part_only_and_resume_to_the_same_numbers(
     assert_equal(trained(resumed), trained(whole))
 
 
-def test_a_checkpoint_of_another_rank_is_refused_by_that_name(
-    tiny_base: str, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_rank_is_refused_by_that_name(tiny_base: str, tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=1)
     trainer.fit(module_on(tiny_base), loader(random_pairs(2, 100), 2))
     trainer.save_checkpoint(tmp_path / "r4.ckpt")

@@ -78,4 +78,3 @@ def other_run(
     elif split and changed_steps != "accept":
         found.append(f"{what}; --data.changed_steps accept goes on with it")
     return found
-
