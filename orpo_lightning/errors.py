@@ -50,5 +50,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_broken_connection(error: BaseException) -> bool:
     """Tell whether the connection to another process of the run broke, or it did not answer in time."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    words = ("gloo", "NCCL", "pair closure", "Connection closed by peer", "Connection reset by peer")
     return "DistError" in kinds or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))

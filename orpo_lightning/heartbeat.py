@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 INTERVAL = 2.0
 SILENT = 20.0
 """Seconds after which a process that says nothing is taken for hanging; one that is busy says something."""
-FAILED, DONE = "failed", "done"
+FAILED, DONE, WAITING = "failed", "done", "waiting"
 _STORE = -1
 """Stands among the ranks for the store itself."""
 
@@ -30,7 +30,7 @@ class Word(NamedTuple):
     """Of process ids: the same number may be another process in another container."""
     pid: int
     state: str
-    """A count, or how it ended: FAILED, DONE."""
+    """A count, after WAITING where it gave up waiting for another one; or how it ended: FAILED, DONE."""
 
     @classmethod
     def of_this_process(cls, state: str) -> Word:
@@ -80,6 +80,7 @@ class Watch:
         self.rank, self.silent = rank, silent
         self.heard: dict[int, tuple[Word, float]] = {}
         self._last_look: float | None = None
+        self._gone: set[int] = set()
 
     def look(self, words: Mapping[int, Word], now: float) -> dict[int, str]:
         """Return what is wrong with which rank.
@@ -95,7 +96,9 @@ class Watch:
         for rank, word in words.items():
             if rank not in self.heard or self.heard[rank][0] != word:
                 self.heard[rank] = (word, now)
-        return {rank: what for rank in words if rank != self.rank and (what := self._wrong(rank, now))}
+        lost = {rank: what for rank in words if rank != self.rank and (what := self._wrong(rank, now))}
+        self._gone = {rank for rank, word in words.items() if word.is_gone()}
+        return lost
 
     def _wrong(self, rank: int, now: float) -> str | None:
         word, since = self.heard[rank]
@@ -104,7 +107,8 @@ class Watch:
             return None
         if word.state == FAILED:
             return f"{who} ended with an error of its own, see its message"
-        if word.is_gone():
+        # Seen twice: its last word, that it failed, may not have been read at the first time.
+        if rank in self._gone and word.is_gone():
             return f"{who} was killed: by hand, by the scheduler, or for memory"
         if now - since > self.silent:
             return f"{who} has not been heard of for {now - since:.0f} s: it hangs, or its machine is lost"
@@ -136,7 +140,9 @@ class Heartbeat:
         self._store = store or _run_store()
         self._stopped = threading.Event()
         self._talks = 0
+        self._waits = ""
         self._words: dict[int, Word] = {}
+        self._before: dict[int, Word] = {}
         self._broken: RuntimeError | None = None
         self._threads = [
             threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._talk, self._judge)
@@ -163,6 +169,19 @@ class Heartbeat:
         except RuntimeError:  # the store ended meanwhile, with its process
             return
 
+    def give_up(self) -> None:
+        """Tell the others that this process no longer waits for one of them."""
+        self._before, self._waits = self._words, f"{WAITING} "
+
+    def late(self) -> dict[int, str]:
+        """Return who has said something since `give_up`, and does not wait: all others wait for those."""
+        now = self._words
+        return {
+            rank: f"{now[rank].who(rank)} is alive but hangs: it did not come to where the others wait"
+            for rank in self.ranks
+            if rank != self.rank and now.get(rank) != self._before.get(rank) and now[rank].state.isdigit()
+        }
+
     def end_hanging(self, ranks: Mapping[int, str]) -> None:
         """Kill those of the lost ranks that are still there: a stopped process would keep its GPU."""
         for rank in ranks:
@@ -174,14 +193,14 @@ class Heartbeat:
         keys = [f"{rank}" for rank in self.ranks]
         while not self._stopped.is_set():
             try:
-                self._say(str(self._talks))
+                self._say(f"{self._waits}{self._talks}")
                 said = self._store.multi_get(keys)
             except RuntimeError as error:
                 self._broken = error
                 return
             self._words = {rank: Word.read(value) for rank, value in zip(self.ranks, said, strict=True)}
             self._talks += 1
-            self._stopped.wait(INTERVAL)
+            self._stopped.wait(INTERVAL / 2)  # so there is a new word between any two looks
 
     def _judge(self) -> None:
         while not self._stopped.wait(INTERVAL):

@@ -124,6 +124,7 @@ def test_the_first_start_meets_where_torchrun_says(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "error",
     [
+        RuntimeError("Application timeout caused pair closure"),
         RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"),
         torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
         torch.distributed.DistStoreError(

@@ -57,7 +57,7 @@ def test_a_rank_that_is_done_may_be_silent_and_one_that_failed_is_told() -> None
 
 
 @pytest.mark.parametrize("is_reaped", [False, True])
-def test_a_killed_process_of_this_machine_is_seen_at_once(is_reaped: bool) -> None:
+def test_a_killed_process_of_this_machine_is_seen_at_the_second_look(is_reaped: bool) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     word = HERE._replace(pid=child.pid)
     watch = Watch(0)
@@ -67,7 +67,9 @@ def test_a_killed_process_of_this_machine_is_seen_at_once(is_reaped: bool) -> No
         child.wait()
     else:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert f"rank 1 (process {child.pid} on " in watch.look({0: HERE, 1: word}, 1.0)[1]
+    assert watch.look({0: HERE, 1: word}, 1.0) == {}  # it may have had a last word
+    assert f"rank 1 (process {child.pid} on " in watch.look({0: HERE, 1: word}, 3.0)[1]
+    assert "ended with an error" in watch.look({0: HERE, 1: word._replace(state=FAILED)}, 3.0)[1]
     child.wait()
 
 
@@ -128,3 +130,14 @@ def test_a_store_that_no_longer_answers_is_rank_zero_that_hangs(monkeypatch: pyt
     answer.set()
     assert [list(lost) for lost in found] == [[0]]
     assert "rank 0 (process 1 on elsewhere) has not answered for 20 s" in found[0][0]
+
+
+def test_who_does_not_wait_where_all_others_do_hangs() -> None:
+    beat = Heartbeat(0, 4, lambda lost: None, HashStore())
+    beat._words = {0: HERE, 1: far("5"), 2: far("5"), 3: far("5")}
+    beat.give_up()
+    assert beat.late() == {}
+    beat._words = {0: HERE, 1: far("waiting 6"), 2: far("6"), 3: far("5")}
+    late = beat.late()
+    assert list(late) == [2]
+    assert "rank 2 (process 1 on elsewhere) is alive but hangs" in late[2]

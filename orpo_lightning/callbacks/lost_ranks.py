@@ -57,8 +57,12 @@ class LostRanks(lightning.Callback):
             return
         self._is_failing = True
         if is_broken_connection(exception):
+            self._heartbeat.give_up()
             # Killed processes are found at once. Where all are alive, the strategy's timeout has passed.
-            self._found.wait(SILENT + 2 * INTERVAL)
+            if not self._found.wait(4 * INTERVAL):
+                self._lost = self._heartbeat.late()
+            if not self._lost:
+                self._found.wait(SILENT)
             exception.add_note(self._line() if self._speaks() else "")
             self._end_others()
         self._heartbeat.stop(FAILED)
