@@ -408,11 +408,12 @@ class PreferenceModule(lightning.LightningModule):
         total, trainable = modeling.parameter_counts(self.model)
         kind = f"{settings['lora_variant']} r={settings['lora_r']}" if settings["lora_r"] else "all weights"
         dtype = str(self._weights_dtype()).removeprefix("torch.")
+        architecture = type(modeling.causal_model(self.model)).__name__.removeprefix("FSDP")
         layouts = [("layout", f"{choice.value} ({choice.reason})") for choice in self._layouts.values()]
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         recomputed = recomputation.rows(self._choose_recomputation()) if fitting else []
         return [
-            ("model", f"{settings['base_model']} ({type(modeling.causal_model(self.model)).__name__})"),
+            ("model", f"{settings['base_model']} ({architecture})"),
             (
                 "parameters",
                 f"{total:,} total, {trainable:,} trained ({100 * trainable / total:.2f} %): {kind}",

@@ -57,10 +57,11 @@ class Recorder(lightning.Callback):
             self.sharded = [name for name, p in module.named_parameters() if is_sharded(p)]
 
 
-def run(case: dict[str, Any], base: str, folder: Path) -> None:
+def run(case: dict[str, Any], bases: dict[str, str], folder: Path) -> None:
     """Fit one optimizer step of twelve pairs, validate, and save what rank zero saw."""
     lightning.seed_everything(3)
     settings = {"lora_r": 4, "lora_dropout": 0.0, "lora_init": "gaussian", **case.get("model", {})}
+    base = bases[case["family"]]
     module = PreferenceModule(base, **settings)
     batch_size, accumulate, tokens = case["split"]
     data = Words(
@@ -96,7 +97,9 @@ def run(case: dict[str, Any], base: str, folder: Path) -> None:
         torch.save(found, folder / f"{case['name']}.pt")
 
 
-def fork(rank: int, world: int, port: int, cases: list[dict[str, Any]], base: str, folder: Path) -> int:
+def fork(
+    rank: int, world: int, port: int, cases: list[dict[str, Any]], bases: dict[str, str], folder: Path
+) -> int:
     """Run the cases in a process of its own, as torchrun would start it."""
     child = os.fork()
     if child:
@@ -108,7 +111,7 @@ def fork(rank: int, world: int, port: int, cases: list[dict[str, Any]], base: st
             os.environ.update({name: str(value) for name, value in names.items()})
             os.environ.update({"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"})
         for case in cases:
-            run(case, base, folder)
+            run(case, bases, folder)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -131,7 +134,9 @@ def main(order: str) -> int:
     for world in sorted({case["world"] for case in told["cases"]}):
         cases = [case for case in told["cases"] if case["world"] == world]
         port = free_port()
-        children = [fork(rank, world, port, cases, told["base"], Path(order).parent) for rank in range(world)]
+        children = [
+            fork(rank, world, port, cases, told["bases"], Path(order).parent) for rank in range(world)
+        ]
         codes += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return max(map(abs, codes))
 

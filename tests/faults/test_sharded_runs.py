@@ -16,7 +16,7 @@ Fit = Callable[..., list[Any]]
 ONE = ("--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8", "--model.lora_dropout=0")
 TWO = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=4", "--model.lora_dropout=0")
 FSDP2 = (*TWO, "--trainer.strategy=fsdp2")
-KINDS = {"plain": (), "nf4": ("--model.quantization=nf4",), "full": ("--model.lora_r=0",)}
+KINDS = {"nf4": ("--model.quantization=nf4",), "full": ("--model.lora_r=0",)}
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,11 @@ def test_a_sharded_run_goes_on_without_sharding(
     whole: dict[str, Path], fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
     struck = strike("on_train_batch_start", 4, "SIGTERM")
-    for ended in forks.run_ranks(fit("run", *FSDP2, *struck), tmp_path, 2):
+    for ended in forks.run_ranks(fit("run", *FSDP2, *KINDS["full"], *struck), tmp_path, 2):
         assert ended.code == 143, ended.err
-    for ended in forks.run_ranks(fit("run", *TWO, "--resume=auto"), tmp_path, 2):
+    for ended in forks.run_ranks(fit("run", *TWO, *KINDS["full"], "--resume=auto"), tmp_path, 2):
         assert ended.code == 0, ended.err
-    first, second = load(whole["plain"]), load(tmp_path / "run")
+    first, second = load(whole["full"]), load(tmp_path / "run")
     for name, weight in first["state_dict"].items():
         assert torch.allclose(second["state_dict"][name], weight, rtol=1e-3, atol=1e-4), name
 
@@ -79,8 +79,8 @@ def test_a_sharded_run_goes_on_without_sharding(
 def test_a_checkpoint_of_another_rank_is_refused_before_anything_of_it_is_loaded(
     whole: dict[str, Path], fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
-    resume = f"--resume={whole['plain'] / 'checkpoints' / 'last.ckpt'}"
-    words = fit("run", *FSDP2, "--model.lora_r=8", "--trainer.max_steps=12", resume)
+    resume = f"--resume={whole['nf4'] / 'checkpoints' / 'last.ckpt'}"
+    words = fit("run", *FSDP2, *KINDS["nf4"], "--model.lora_r=8", "--trainer.max_steps=12", resume)
     for ended in forks.run_ranks(words, tmp_path, 2):
         assert ended.code == 4, ended.err
         assert "model.lora_r 4 became 8" in ended.err
