@@ -93,6 +93,7 @@ def run(case: dict[str, Any], bases: dict[str, str], folder: Path) -> None:
             "sharded": len(recorder.sharded),
             "parameters": sum(1 for _ in module.parameters()),
             "described": dict(module.describe()),
+            "why_full_logits": module._take_apart().why_full_logits,
         }
         torch.save(found, folder / f"{case['name']}.pt")
 
