@@ -63,15 +63,16 @@ def test_a_sharded_run_saves_and_exports_what_one_process_does(
         assert_equal(shapes[0], shapes[1], "shapes of the optimizer's state")
 
 
-def test_a_sharded_run_goes_on_without_sharding(
-    whole: dict[str, Path], fit: Fit, forks: Forks, tmp_path: Path
+def test_a_sharded_run_goes_on_without_sharding_and_knows_its_base_again(
+    fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
     struck = strike("on_train_batch_start", 4, "SIGTERM")
-    for ended in forks.run_ranks(fit("run", *FSDP2, *KINDS["full"], *struck), tmp_path, 2):
+    for ended in forks.run_ranks(fit("run", *FSDP2, *struck), tmp_path, 2):
         assert ended.code == 143, ended.err
-    for ended in forks.run_ranks(fit("run", *TWO, *KINDS["full"], "--resume=auto"), tmp_path, 2):
+    for ended in forks.run_ranks(fit("run", *TWO, "--resume=auto"), tmp_path, 2):
         assert ended.code == 0, ended.err
-    first, second = load(whole["full"]), load(tmp_path / "run")
+    assert forks.run(fit("alone", *ONE), tmp_path).code == 0
+    first, second = load(tmp_path / "alone"), load(tmp_path / "run")
     for name, weight in first["state_dict"].items():
         assert torch.allclose(second["state_dict"][name], weight, rtol=1e-3, atol=1e-4), name
 
