@@ -29,6 +29,7 @@ from orpo_lightning.planning.checkpointing import Choice
 from orpo_lightning.schedules import (
     Schedule,
     fuse,
+    gradient_norm,
     keep_settings,
     make_schedule,
     parameter_groups,
@@ -316,9 +317,7 @@ class PreferenceModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradient's norm (before clipping) where the step will be logged."""
         if (self.trainer.global_step + 1) % self._log_every == 0:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
-            self.grad_norm = freed() if freed else torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = gradient_norm(optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""
