@@ -111,6 +111,7 @@ class PreferenceModule(lightning.LightningModule):
         self.validation_name = "val"
         self._speed = Speed()
         self.grad_norm: Tensor | None = None
+        self._optimizer_settings: list[dict[str, Any]] | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
         self._layouts: dict[Layout, hardware.Choice] = {}
@@ -298,9 +299,11 @@ class PreferenceModule(lightning.LightningModule):
 
     def _go_on(self) -> None:
         """Let this run's settings win over the checkpoint's, and log what its last step was still to log."""
-        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        if changes := keep_settings(optimizer, schedule, self._optimizer_settings):
-            log.info("changed since the checkpoint: %s", ", ".join(changes))
+        if self._optimizer_settings is not None:  # else configure_optimizers is a subclass's own
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
+            changes = keep_settings(self.trainer.optimizers[0], schedule, self._optimizer_settings)
+            if changes:
+                log.info("changed since the checkpoint: %s", ", ".join(changes))
         if self.grad_norm is not None:
             values = {f"train/{name}": value for name, value in self._train_values().items()}
             step = float(self.trainer.global_step)
