@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -31,12 +33,24 @@ from orpo_lightning.callbacks import (
 )
 from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
-from orpo_lightning.cli_fill import check_length, fill_epochs, fill_hardware, fill_run_folder, fill_tokenizer
+from orpo_lightning.cli_fill import (
+    check_base_model,
+    check_length,
+    expand_home,
+    fill_epochs,
+    fill_hardware,
+    fill_run_folder,
+    fill_tokenizer,
+    trusted_code,
+)
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
+from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
+from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
 from orpo_lightning.stop_signals import StopSignals
 
 _SEED = 42
@@ -61,9 +75,23 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Write the file; a resumed run replaces it by what it runs with now."""
+        """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
+
+        Raises:
+            SurroundingsError: the disk is full; the file that was there is still there.
+        """
         path = Path(self.config.run_dir) / "config.yaml"
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        settings = {"skip_none": False, "overwrite": True, "multifile": False, "skip_validation": True}
+        try:
+            self.parser.save(mask(self.config), str(staging), **settings)
+            staging.replace(path)
+        except OSError as error:
+            if is_full(error):
+                raise full_disk(path, "the configuration", "set --run_dir to another disk") from error
+            raise
+        finally:
+            staging.unlink(missing_ok=True)
 
 
 class PreferenceCLI(LightningCLI):
@@ -79,6 +107,10 @@ class PreferenceCLI(LightningCLI):
     def __init__(self, model_class: Any = None, datamodule_class: Any = None, **kwargs: Any) -> None:
         """Parse, fill, instantiate and run."""
         runfolder.log_to_console(_rank())
+        enforce_denylist()
+        given = kwargs.get("args")
+        if not isinstance(given, (dict, Namespace)):  # these are code of the caller's
+            refuse_unlisted(sys.argv[1:] if given is None else given)
         self.signals: StopSignals = kwargs.pop("signals", None) or StopSignals()
         _quiet_lightning()
         datamodule_class = datamodule_class or PreferenceDataModule
@@ -149,6 +181,11 @@ class PreferenceCLI(LightningCLI):
             default=50,
             help="Optimizer steps between two saves of checkpoints/last.ckpt.",
         )
+        parser.add_argument(
+            FLAG,
+            action="store_true",
+            help="Import no class that a configuration names but those on a list; docs/security.md.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; unlike the parent, do not mind `args` in a process that was given some of its own."""
@@ -169,11 +206,15 @@ class PreferenceCLI(LightningCLI):
         """Fill what is left open, check what was set, choose the checkpoint, open the run's log."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         training = self.subcommand in ("fit", None)
+        expand_home(config)
         self.header = fill_hardware(config)
         if training:
             check_length(config)
             self.header |= fill_epochs(config)
         fill_tokenizer(config)
+        self.header |= trusted_code(config)
+        if isinstance(self.model_class, type) and issubclass(self.model_class, PreferenceModule):
+            check_base_model(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
         if _rank() == 0:
             # Before the checkpoints are looked at: another run may be writing them.
@@ -194,7 +235,10 @@ class PreferenceCLI(LightningCLI):
                 logger._kwargs["purge_step"] = first
 
     def after_instantiate_classes(self) -> None:
-        """Keep two of Lightning's warnings for the modules and data modules of which they are true."""
+        """Keep secrets out of loggers, and two of Lightning's warnings for those of which they are true."""
+        for part in (self.model, self.datamodule):
+            if isinstance(part, HyperparametersMixin):
+                part._hparams_initial = mask(part.hparams_initial)
         if isinstance(self.datamodule, PreferenceDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         if isinstance(self.model, PreferenceModule):  # it sums its metrics over ranks before it logs them
