@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from orpo_lightning import runfolder
@@ -77,7 +79,8 @@ def report(error: BaseException) -> int:
         raise error
     code, line = explain(error)
     if line:
-        runfolder.PACKAGE_LOGGER.error(line)
+        with suppress(SurroundingsError):  # the log is on the disk that is full
+            runfolder.PACKAGE_LOGGER.error(line)
     if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
         runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
     return code
@@ -124,12 +127,18 @@ def _disk_line(error: OSError) -> str:
     what = _DISK_AND_RIGHTS.get(error.errno or 0, error.strerror)
     place = error.filename2 or error.filename
     if not isinstance(place, (str, os.PathLike)):
-        return f"{what}: {error}"
+        place = _run_folder()  # a write says of no file that it was to it
     if error.errno in _FULL:
         free = free_space(Path(place))
         return f"{what}: {place}, free are {free}; make room, or set --run_dir to another disk"
     advice = "; set --run_dir to a folder that can be written" if error.errno in _DISK_AND_RIGHTS else ""
     return f"{what}: {place}{advice}"
+
+
+def _run_folder() -> Path:
+    """Return the folder of the run's log, or the current one where there is none yet."""
+    logs = [one for one in runfolder.PACKAGE_LOGGER.handlers if isinstance(one, logging.FileHandler)]
+    return Path(logs[0].baseFilename).parent if logs else Path.cwd()
 
 
 def _usage_line(error: BaseException) -> tuple[int, str]:

@@ -72,6 +72,6 @@ class TimeLimit:
     def _stop_if_over(self) -> None:
         if time.monotonic() > self._end:
             raise UsageError(
-                f"data.chat_template: a row was not rendered within {SECONDS:g} s: the template does not seem to "
-                "end; set data.chat_template to another"
+                f"data.chat_template: a row was not rendered within {SECONDS:g} s, the template seems not "
+                "to end; set data.chat_template to another"
             )
