@@ -130,12 +130,17 @@ class PreferenceCLI(LightningCLI):
             # Built before configure_model, an automatic optimizer would find no parameters.
             "auto_configure_optimizers": False,
         }
-        super().__init__(
-            model_class or PreferenceModule,
-            datamodule_class,
-            trainer_defaults=trainer_defaults,
-            **{**defaults, **kwargs},
-        )
+        self.lock: RunLock | None = None
+        try:
+            super().__init__(
+                model_class or PreferenceModule,
+                datamodule_class,
+                trainer_defaults=trainer_defaults,
+                **{**defaults, **kwargs},
+            )
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # Parsing
 
@@ -216,19 +221,19 @@ class PreferenceCLI(LightningCLI):
         if isinstance(self.model_class, type) and issubclass(self.model_class, PreferenceModule):
             check_base_model(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
-        if _rank() == 0:
+        if _rank() == 0 and training:
             # Before the checkpoints are looked at: another run may be writing them.
-            self.lock = RunLock(self.run_folder) if training else None
-        self.checkpoint, words = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
-        self.header |= {"weights from": words, "written to": str(self.run_folder)}
+            self.lock = RunLock(self.run_folder)
+        self.checkpoint = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
+        self.header |= {"weights from": self.checkpoint.words, "written to": str(self.run_folder)}
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
 
     def before_fit(self) -> None:
         """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""
-        if self.checkpoint is None:
+        content = self.checkpoint.content
+        if content is None:
             return
-        content = runfolder.check_checkpoint(self.checkpoint)
         first = content["global_step"] + (0 if is_unlogged(content) else 1)
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -272,7 +277,7 @@ class PreferenceCLI(LightningCLI):
         return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        path = None if self.checkpoint is None else str(self.checkpoint)
+        path = None if self.checkpoint.path is None else str(self.checkpoint.path)
         return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": path}
 
 

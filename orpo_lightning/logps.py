@@ -77,11 +77,8 @@ class _CachedJacobian(torch.autograd.Function):
         logps, jacobian = [], torch.empty_like(hidden)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            with torch.enable_grad():
-                leaf = hidden[part].detach().requires_grad_()
-                values = rows_logps(leaf, target_ids[part], head)
-                (jacobian[part],) = torch.autograd.grad(values.sum(), leaf)
-            logps.append(values.detach())
+            values, jacobian[part] = _values_and_jacobian(hidden[part], target_ids[part], head)
+            logps.append(values)
         ctx.save_for_backward(jacobian)
         return torch.cat(logps)
 
@@ -91,6 +88,25 @@ class _CachedJacobian(torch.autograd.Function):
         # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is
         # rounded.
         return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None
+
+
+def _values_and_jacobian(hidden: Tensor, target_ids: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return log p(target) (n,) and its gradient for each hidden state (n, H).
+
+    d log p / d logits is one at the target less the softmax. Written by hand it passes over the wide logits
+    four times; autograd through logsumexp and gather takes some fifteen, which on a CPU cost a third more
+    than the products with the head alone.
+    """
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        logits = head(leaf)
+    ids = target_ids[:, None]
+    wide = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+    softmax = wide.log_softmax(1)
+    values = softmax.gather(1, ids)[:, 0]
+    softmax.exp_().scatter_add_(1, ids, softmax.new_full((), -1.0).expand_as(ids))
+    (negative,) = torch.autograd.grad(logits, leaf, softmax.to(logits.dtype))
+    return values, -negative
 
 
 def target_logps(

@@ -26,7 +26,14 @@ from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
 from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
 from orpo_lightning.planning.checkpointing import Choice
-from orpo_lightning.schedules import Schedule, keep_settings, make_schedule, parameter_groups, settings_of
+from orpo_lightning.schedules import (
+    Schedule,
+    fuse,
+    keep_settings,
+    make_schedule,
+    parameter_groups,
+    settings_of,
+)
 from orpo_lightning.scoring import Scorer, router_loss_weight, score, take_apart
 
 log = logging.getLogger(__name__)
@@ -255,6 +262,7 @@ class PreferenceModule(lightning.LightningModule):
         optimizer = self.optimizer(parameter_groups(self.model, named))
         if (check := getattr(optimizer, "check_trainer", None)) is not None:
             check(self.trainer)
+        fuse(optimizer, scales_loss=getattr(self.trainer.precision_plugin, "scaler", None) is not None)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
         self._optimizer_settings = settings_of(optimizer)

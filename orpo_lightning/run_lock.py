@@ -28,8 +28,9 @@ class RunLock:
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = (folder / _NAME).open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # lockf, not flock: data workers, which outlive a killed run by seconds, do not inherit it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()

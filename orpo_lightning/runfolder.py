@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from orpo_lightning.errors import CheckpointError, UsageError
 from orpo_lightning.masking import mask_text
@@ -33,8 +33,19 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (order.get(path.name, 2), -path.stat().st_mtime))
 
 
-def choose_checkpoint(folder: Path, resume: str, training: bool) -> tuple[Path | None, str]:
-    """Decide which checkpoint to load, and say so in words.
+class Chosen(NamedTuple):
+    """Which checkpoint a run begins with."""
+
+    words: str
+    """For the header."""
+    path: Path | None = None
+    """None: the base model."""
+    content: dict[str, Any] | None = None
+    """What the checkpoint holds; its tensors stay on the disk until they are read."""
+
+
+def choose_checkpoint(folder: Path, resume: str, training: bool) -> Chosen:
+    """Decide which checkpoint to load.
 
     Args:
         folder: The run's folder.
@@ -52,24 +63,23 @@ def choose_checkpoint(folder: Path, resume: str, training: bool) -> tuple[Path |
                 f"{folder} already holds a run ({CHECKPOINTS}/{there[0].name}): --resume auto continues it, "
                 "--run_dir NEW starts another"
             )
-        return None, "the base model, no checkpoint (--resume none)"
+        return Chosen("the base model, no checkpoint (--resume none)")
     if resume == "auto":
         if there:
             return _newest_intact(there)
         if training:
-            return None, f"nothing to resume in {folder}: starting from the base model"
+            return Chosen(f"nothing to resume in {folder}: starting from the base model")
         raise CheckpointError(f"--resume auto: no checkpoint in {folder / CHECKPOINTS}: train first")
     path = Path(resume).expanduser()
     if not path.is_file():
         newest = f"; newest in {folder}: {there[0]}" if there else ""
         raise CheckpointError(f"--resume: no such checkpoint: {resume}{newest}")
     try:
-        check_checkpoint(path)
+        return Chosen(str(path), path, check_checkpoint(path))
     except CheckpointError as error:
         intact = next((other for other in there if other != path and _is_intact(other)), None)
         hint = f"newest intact one: {intact}" if intact else f"none in {folder} is intact"
         raise CheckpointError(f"{error}; {hint}") from error
-    return path, str(path)
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,15 +94,13 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     return read_checkpoint(path, mmap=True)
 
 
-def _newest_intact(there: list[Path]) -> tuple[Path, str]:
+def _newest_intact(there: list[Path]) -> Chosen:
     """Walk back to the newest checkpoint that is what was written, telling of each that is not."""
     for path in there:
         try:
-            check_checkpoint(path)
+            return Chosen(str(path), path, check_checkpoint(path))
         except CheckpointError as error:
             PACKAGE_LOGGER.warning("%s; trying the one before", error)
-            continue
-        return path, str(path)
     raise CheckpointError(
         f"--resume auto: none of the checkpoints in {there[0].parent} is intact "
         f"({', '.join(path.name for path in there)}); start again with --run_dir NEW"

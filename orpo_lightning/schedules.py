@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,6 +33,23 @@ def make_schedule(optimizer: Optimizer, schedule: Schedule, warmup: float, total
     if schedule == "inverse_sqrt":
         steps = max(steps, 1)  # its decay is measured in warm-up lengths
     return get_scheduler(name, optimizer, num_warmup_steps=steps, num_training_steps=total_steps)
+
+
+def fuse(optimizer: Optimizer, *, scales_loss: bool) -> None:
+    """Let torch's Adam and AdamW make each update in one pass over memory, where the user left that open.
+
+    On a CPU a step of LoRA's many small weights takes a tenth of the time; the numbers are equal to rounding.
+
+    Args:
+        optimizer: of any kind; others stay as they are.
+        scales_loss: whether a scaler multiplies the loss (16-mixed): a fused optimizer would undo that by
+            itself, and Lightning refuses to clip such gradients.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or scales_loss:
+        return
+    if all(group["fused"] is None and group["foreach"] is None for group in optimizer.param_groups):
+        for group in [optimizer.defaults, *optimizer.param_groups]:
+            group["fused"] = True
 
 
 def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

@@ -217,7 +217,7 @@ def _arguments(job: dict[str, Any], last_step: int) -> dict[str, Any]:
         "learning_rate": _LEARNING_RATE,
         "weight_decay": 0.0,
         "lr_scheduler_type": "constant",
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "bf16": job["dtype"] == "bfloat16",
         "disable_dropout": job["dropout"] == 0,  # it would switch LoRA's off too
         "seed": job["seed"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from itertools import chain
 from typing import Any
 
@@ -59,15 +58,20 @@ class FiniteSteps(lightning.Callback):
             DivergedError: too many steps in a row were left out.
         """
         losses, self._losses = self._losses, []
-        norm = _norm(pl_module, optimizer)
-        if math.isfinite(norm):
+        values = torch.stack([_norm(pl_module, optimizer), *(loss.float() for _, loss in losses)])
+        # Read once a step, all at a time; a loss is each rank's own.
+        if not _on_any_rank(trainer, not bool(values.isfinite().all())):
             self.in_a_row = 0
             return
         for parameter in pl_module.parameters():
             parameter.grad = None
-        wrong = [batch for batch, loss in losses if not torch.isfinite(loss)]
         self.skipped += 1
+        self._speak(trainer, losses)
+
+    def _speak(self, trainer: lightning.Trainer, losses: list[tuple[int, Tensor]]) -> None:
+        """Say which step is left out, why and of which rows; raise if it is one too many."""
         step = trainer.global_step + 1
+        wrong = [batch for batch, loss in losses if not loss.isfinite()]
         is_loss = _on_any_rank(trainer, bool(wrong))
         if not is_loss and _scale(trainer) > 1:
             log.warning("step %d is left out: its gradient overflows float16; the scale is lowered", step)
@@ -98,14 +102,14 @@ class FiniteSteps(lightning.Callback):
             pl_module.log("train/skipped_steps", float(self.skipped), rank_zero_only=False)
 
 
-def _norm(module: lightning.LightningModule, optimizer: Any) -> float:
-    """Return the norm of all gradients of a step; reading it waits for the device, once a step."""
+def _norm(module: lightning.LightningModule, optimizer: Any) -> Tensor:
+    """Return the norm () fp32 of all gradients of a step, of all shards where they are sharded."""
     freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
     if freed is not None:
-        return float(freed())
+        return freed().float()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm: Any = torch.nn.utils.get_total_norm(gradients)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float().to(module.device)
 
 
 def _scale(trainer: lightning.Trainer) -> float:

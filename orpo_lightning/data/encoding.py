@@ -47,8 +47,12 @@ class Encoder:
         self._ids = _common(tokenizer)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._anchors: Anchors | None = None
+        # A tokenizer's common way sets its truncation at each call, beside which no other call may run.
+        self.is_reentrant = False
+        """Whether another encoder of the same tokenizer may be at work at the same time."""
         if hasattr(backend, "encode_batch_fast") and _fast(backend)(_PROBES) == self._ids(_PROBES):
             self._ids, self._anchors = _fast(backend), Anchors(backend)
+            self.is_reentrant = True
         self._alone: dict[str, list[int]] = {}
 
     def encode(self, texts: Iterable[Texts]) -> list[TokenizedPair]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from orpo_lightning.batching.base import TokenizedPair
@@ -89,21 +89,37 @@ def tokenize_records(
         allow_empty_prompt=allow_empty_prompt,
         repeated_prompt=repeated_prompt,
     )
-    rows = iter(records)
-    # One thread encodes, which needs no interpreter, while this one reads, renders and looks at pairs.
-    with ThreadPoolExecutor(1, "encode") as pool:
-        waiting: tuple[_Prepared, Future[list[TokenizedPair]]] | None = None
-        while items := list(islice(rows, _CHUNK)):
-            screened = [item if isinstance(item, LeftOut) else screen(item) for item in items]
-            prepared = rules.prepare(screened)
-            encoded = pool.submit(rules.encoder.encode, [texts for _, _, texts in prepared.usable])
-            if waiting is not None:
-                yield rules.finish(waiting[0], waiting[1].result())
-            waiting = prepared, encoded
-        if waiting is not None:
-            yield rules.finish(waiting[0], waiting[1].result())
+    for prepared, pairs in _encode_ahead(rules, screen, iter(records)):
+        yield rules.finish(prepared, pairs)
     if notes is not None:
         notes.extend(rules.renderer.notes)
+
+
+def _encode_ahead(
+    rules: _Rules, screen: Screen, rows: Iterator[PreferenceRecord | LeftOut]
+) -> Iterator[tuple[_Prepared, list[TokenizedPair]]]:
+    """Yield chunks with their tokens, in order.
+
+    Two are encoded at a time, each by an encoder of its own. The tokenizer needs no interpreter: it is kept
+    at work while the tokens of the other chunk are taken apart, and while this thread reads and renders.
+    """
+    encoders = [rules.encoder()]
+    if encoders[0].is_reentrant:
+        encoders.append(rules.encoder())
+    turns = cycle(encoders)
+    waiting: deque[tuple[_Prepared, Future[list[TokenizedPair]]]] = deque()
+    with ThreadPoolExecutor(len(encoders), "encode") as pool:
+        while items := list(islice(rows, _CHUNK)):
+            prepared = rules.prepare([item if isinstance(item, LeftOut) else screen(item) for item in items])
+            # The chunk before the last has the encoder that comes next.
+            first = waiting.popleft() if len(waiting) == 2 else None
+            pairs = None if first is None else first[1].result()
+            texts = [texts for _, _, texts in prepared.usable]
+            waiting.append((prepared, pool.submit(next(turns).encode, texts)))
+            if first is not None and pairs is not None:
+                yield first[0], pairs
+        for prepared, encoded in waiting:
+            yield prepared, encoded.result()
 
 
 class _Prepared(NamedTuple):
@@ -119,10 +135,13 @@ class _Rules:
 
     def __init__(self, tokenizer: Any, limits: Limits) -> None:
         self.renderer, self.stop = Renderer(tokenizer), StopRule(tokenizer)
-        # One token more than the limit shows that it is exceeded.
-        self.encoder = Encoder(tokenizer, limits.max_length + 1)
-        self.limits, self.bos = limits, tokenizer.bos_token_id
+        self.tokenizer, self.limits, self.bos = tokenizer, limits, tokenizer.bos_token_id
         self.count = 0
+
+    def encoder(self) -> Encoder:
+        """Return an encoder of what matters of a text."""
+        # One token more than the limit shows that it is exceeded.
+        return Encoder(self.tokenizer, self.limits.max_length + 1)
 
     def prepare(self, screened: list[tuple[PreferenceRecord, int] | LeftOut]) -> _Prepared:
         """Render all records of a chunk."""

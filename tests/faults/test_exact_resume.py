@@ -1,0 +1,112 @@
+"""A run that was killed and goes on ends bit for bit where the undisturbed one does, its curves included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Forks, assert_same_end, load, strike
+
+Fit = Callable[..., list[Any]]
+
+SETTINGS = {
+    "LoRA with dropout": [],
+    "two data workers": ["--data.num_workers=2"],
+    "gradient checkpointing in bf16": [
+        "--model.gradient_checkpointing=true",
+        "--trainer.precision=bf16-mixed",
+    ],
+    "NF4": ["--model.quantization=nf4"],
+    "8-bit AdamW": ["--model.optimizer=bitsandbytes.optim.AdamW8bit", "--model.optimizer.lr=0.01"],
+    "GaLore": [
+        *(
+            "--model.lora_r=0",
+            "--model.optimizer=orpo_lightning.galore.GaLoreAdamW",
+            "--model.optimizer.lr=0.001",
+        ),
+        *("--model.optimizer.rank=4", "--model.optimizer.update_proj_gap=3"),
+    ],
+    "DoRA in padded rows": ["--model.lora_variant=dora", "--data.layout=padded"],
+    "a budget of tokens": [
+        "--data.batch_size=1",
+        "--trainer.accumulate_grad_batches=4",
+        "--data.tokens_per_batch=60",
+    ],
+    "no accumulation": ["--trainer.accumulate_grad_batches=1", "--data.batch_size=4"],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_killed_run_ends_like_the_whole_one(name: str, fit: Fit, forks: Forks, tmp_path: Path) -> None:
+    settings = SETTINGS[name]
+    ended = forks.run(fit("whole", *settings), tmp_path)
+    assert ended.code == 0, ended.err
+    # In the first epoch, after the first micro-batch of a step; and in the second.
+    for step, hook in ((3, "on_after_backward"), (8, "on_train_batch_start")):
+        ended = forks.run(fit(f"killed{step}", *settings, *strike(hook, step, "SIGKILL")), tmp_path)
+        assert ended.code == -9, ended.err
+        ended = forks.run(fit(f"killed{step}", *settings, "--resume=auto"), tmp_path)
+        assert ended.code == 0, ended.err
+        assert_same_end(tmp_path / "whole", tmp_path / f"killed{step}")
+
+
+def test_mixed_sources_go_on_in_their_mixture(fit: Fit, forks: Forks, pairs: Path, tmp_path: Path) -> None:
+    sources = f'[{{path: "{pairs}/train.jsonl", weight: 2}}, {{path: "{pairs}/other.jsonl", weight: 1}}]'
+    settings = [f"--data.train={sources}", "--trainer.max_steps=14"]
+    assert forks.run(fit("whole", *settings), tmp_path).code == 0
+    killed = forks.run(fit("killed", *settings, *strike("on_train_batch_start", 11, "SIGKILL")), tmp_path)
+    assert killed.code == -9, killed.err
+    assert forks.run(fit("killed", *settings, "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("save_every", [2, 5])
+def test_steps_that_were_logged_but_not_saved_stand_in_the_curves_once(
+    save_every: int, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """At the end of the seventh step the fourth or sixth is saved; what was logged since is logged again."""
+    settings = [f"--save_every={save_every}", "--trainer.log_every_n_steps=1"]
+    assert forks.run(fit("whole", *settings), tmp_path).code == 0
+    assert (
+        forks.run(fit("killed", *settings, *strike("on_train_batch_start", 7, "SIGKILL")), tmp_path).code
+        == -9
+    )
+    assert load(tmp_path / "killed")["global_step"] == 7 - 7 % save_every
+    assert forks.run(fit("killed", *settings, "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_may_be_killed_again_and_again(fit: Fit, forks: Forks, tmp_path: Path) -> None:
+    assert forks.run(fit("whole"), tmp_path).code == 0
+    for step in (1, 2, 2, 5, 7):
+        resume = [] if step == 1 else ["--resume=auto"]
+        ended = forks.run(fit("killed", *resume, *strike("on_train_batch_start", step, "SIGKILL")), tmp_path)
+        assert ended.code == -9, ended.err
+    assert forks.run(fit("killed", "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_validation_that_was_killed_is_done_again(fit: Fit, forks: Forks, tmp_path: Path) -> None:
+    assert forks.run(fit("whole"), tmp_path).code == 0
+    struck = strike("on_validation_batch_start", 4, "SIGKILL")
+    assert forks.run(fit("killed", *struck), tmp_path).code == -9
+    assert load(tmp_path / "killed")["global_step"] == 3
+    assert forks.run(fit("killed", "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_that_has_ended_goes_on_when_it_may_take_more_steps(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """The schedule is constant, else it would have been another one from the beginning."""
+    constant = ["--model.schedule=constant", "--model.warmup=2"]
+    assert forks.run(fit("whole", *constant), tmp_path).code == 0
+    for steps in (3, 7, 9):  # within an epoch, at its end, to the end
+        words = fit("parts", *constant, "--resume=auto", f"--trainer.max_steps={steps}")
+        assert forks.run(words, tmp_path).code == 0
+    first, second = load(tmp_path / "whole"), load(tmp_path / "parts")
+    assert first["global_step"] == second["global_step"] == 9
+    for name, weight in first["state_dict"].items():
+        assert weight.equal(second["state_dict"][name]), name

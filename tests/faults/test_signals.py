@@ -1,0 +1,140 @@
+"""SIGTERM, Ctrl-C and SIGUSR1 in every phase: saved at the next step, exit 128 + signal, nothing lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import SIGNALS, Forks, assert_same_end, load, strike
+
+Fit = Callable[..., list[Any]]
+
+# Phase: the hook, the steps done by then, and the step that is saved.
+PHASES = {
+    "first micro-batch of a step": ("on_train_batch_start", 2, 3),
+    "second micro-batch of a step": ("on_before_zero_grad", 2, 3),
+    "the optimizer's step": ("on_before_optimizer_step", 2, 3),
+    "a step before a validation": ("on_before_optimizer_step", 3, 4),
+    "a validation": ("on_validation_batch_end", 4, 4),
+    "the saving of a checkpoint": ("on_save_checkpoint", 5, 6),
+    "the last step of an epoch": ("on_before_optimizer_step", 6, 7),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(fit: Fit, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = forks.run(fit("whole"), folder)
+    assert ended.code == 0, ended.err
+    return folder / "whole"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_ends_the_run_at_the_next_step_and_it_goes_on_to_the_same_end(
+    name: str, phase: str, whole: Path, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    hook, done, saved = PHASES[phase]
+    rarely = [] if hook == "on_save_checkpoint" else ["--save_every=50"]
+    ended = forks.run(fit("run", *rarely, *strike(hook, done, name)), tmp_path)
+    assert ended.code == 128 + SIGNALS[name], ended.err
+    assert f"{name}: stopped after step {saved}, saved in run/checkpoints/last.ckpt" in ended.out
+    assert "Traceback" not in ended.err
+    assert load(tmp_path / "run")["global_step"] == saved
+    ended = forks.run(fit("run", "--resume=auto"), tmp_path)
+    assert ended.code == 0, ended.err
+    assert_same_end(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_before_training_ends_the_run_at_once(
+    name: str, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    ended = forks.run(fit("run", *strike("setup", 0, name)), tmp_path)
+    assert ended.code == 128 + SIGNALS[name]
+    assert ended.err == f"error: stopped by {name}\n"
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_signal_while_pairs_are_tokenised_ends_the_run_at_once(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    big = tmp_path / "big.jsonl"
+    line = '{"prompt": "red %d", "chosen": "blue house", "rejected": "green"}\n'
+    big.write_text("".join(line % number for number in range(200_000)))
+    words = fit("run", f"--data.train={big}", f"--data.cache_dir={tmp_path / 'cache'}")
+    run = forks.start(words, tmp_path)
+    end = time.monotonic() + 60
+    while not list((tmp_path / "cache").rglob("*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    run.send(SIGNALS["SIGTERM"])
+    began = time.monotonic()
+    ended = run.wait()
+    assert ended.code == 143, ended.err
+    assert time.monotonic() - began < 10
+
+
+def test_the_second_ctrl_c_ends_the_run_without_waiting(fit: Fit, forks: Forks, tmp_path: Path) -> None:
+    struck = strike("on_train_batch_start", 2, "SIGINT", times=2)
+    ended = forks.run(fit("run", "--trainer.accumulate_grad_batches=4", *struck), tmp_path)
+    assert ended.code == 130
+    assert "SIGINT: stopping after this optimizer step; Ctrl-C again stops at once" in ended.err
+    assert "stopped after step" not in ended.out
+    assert load(tmp_path / "run")["global_step"] == 2
+
+
+def test_a_signal_to_the_whole_group_leaves_the_data_workers_at_work(
+    whole: Path, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    words = ("--data.num_workers=2", "--save_every=50")
+    struck = strike("on_train_batch_start", 2, "SIGTERM to all")
+    ended = forks.run(fit("run", *words, *struck), tmp_path)
+    assert ended.code == 143, ended.err
+    assert load(tmp_path / "run")["global_step"] == 3
+    assert forks.run(fit("run", "--resume=auto"), tmp_path).code == 0
+    assert_same_end(whole, tmp_path / "run")
+
+
+def test_a_slurm_job_is_put_into_the_queue_again_after_sigusr1(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    env = {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:/usr/bin:/bin"}
+    ended = forks.run(fit("run", *strike("on_train_batch_start", 2, "SIGUSR1")), tmp_path, **env)
+    assert ended.code == 138, ended.err
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+    ended = forks.run(fit("other", *strike("on_train_batch_start", 2, "SIGTERM")), tmp_path, **env, **array)
+    assert ended.code == 143
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+def test_a_job_that_ends_soon_is_saved_in_time(whole: Path, fit: Fit, forks: Forks, tmp_path: Path) -> None:
+    soon = {"SLURM_JOB_END_TIME": str(int(time.time()) + 20)}
+    ended = forks.run(fit("run", "--save_every=50"), tmp_path, **soon)
+    assert ended.code == 143, ended.err
+    assert load(tmp_path / "run")["global_step"] == 1
+    late = {"SLURM_JOB_END_TIME": str(int(time.time()) + 3600)}
+    assert forks.run(fit("run", "--resume=auto"), tmp_path, **late).code == 0
+    assert_same_end(whole, tmp_path / "run")
+
+
+def test_a_time_limit_within_a_step_ends_the_run_after_it(
+    whole: Path, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """As trainer.max_time does it: at any micro-batch."""
+    ended = forks.run(fit("run", "--save_every=50", *strike("on_train_batch_start", 2, "stop")), tmp_path)
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "run")["global_step"] == 3
+    assert forks.run(fit("run", "--resume=auto"), tmp_path).code == 0
+    first, second = load(whole), load(tmp_path / "run")
+    for name, weight in first["state_dict"].items():
+        assert weight.equal(second["state_dict"][name]), name
