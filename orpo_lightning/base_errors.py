@@ -62,7 +62,22 @@ def explain_base(error: Exception, name: str, revision: str | None, key: str) ->
             f"{key}: {name}: the hub does not give it now ({_inmost(error)}); run again later (files that "
             "came whole are kept), or name a folder"
         )
+    if closed := _closed_file(name):
+        return SurroundingsError(f"{key}: permission denied: {closed}")
     return SurroundingsError(f"{key}: cannot load {name!r}: {first_line(error)}")
+
+
+def _closed_file(name: str) -> Path | None:
+    """Return a file of a folder that may not be read: safetensors says of one that it is not there."""
+    for file in sorted(Path(name).glob("*.*")):
+        try:
+            with file.open("rb"):
+                continue
+        except PermissionError:
+            return file
+        except OSError:
+            continue
+    return None
 
 
 def _inmost(error: BaseException) -> str:

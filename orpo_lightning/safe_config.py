@@ -128,25 +128,28 @@ def _check(where: str, key: str, value: Any, folder: Path) -> None:
         raise UsageError(f"{where}: {key} true runs code of that repository, which {FLAG} is to keep out")
     if not isinstance(value, str):
         return
+    if last in _CLASSES and _check_part(key, value, folder):
+        return
     names_class = last == "class_path" or (last in _CLASSES and _PATH.fullmatch(value))
     if names_class and "." in value and not is_allowed(value):
         raise UsageError(
             f"{where}: {key} {value} is not imported: with {FLAG} a class path must begin with "
             f"{', '.join(ALLOWED[:-1])} or {ALLOWED[-1]}"
         )
-    if last in _CLASSES:
-        _check_part(key, value, folder)
 
 
-def _check_part(key: str, name: str, folder: Path) -> None:
-    """Check the file that a value names in place of the keys below it."""
+def _check_part(key: str, name: str, folder: Path) -> bool:
+    """Check the file that a value names in place of the keys below it; return whether there is one."""
+    found = False
     for path in {Path(name).expanduser(), folder / name}:
         try:
             text = path.read_text(encoding="utf-8") if path.is_file() else None
         except (OSError, ValueError):
             continue
         if text is not None:
+            found = True
             _check(str(path), key, _loaded(text, str(path)), path.parent)
+    return found
 
 
 def is_allowed(class_path: str) -> bool:

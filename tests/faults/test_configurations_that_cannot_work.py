@@ -181,7 +181,7 @@ def test_c04_files_that_name_each_other_without_end_are_one_line(run: Run) -> No
 
 
 def test_c04_a_safe_config_trains_with_what_is_on_its_list(run: Run) -> None:
-    words = ["--safe-config", "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"]
+    words = ["--safe-config", "--trainer.callbacks+=lightning.pytorch.callbacks.ModelSummary"]
     done = run.fit(*words, trainer__max_steps=1, model__optimizer="bitsandbytes.optim.AdamW")
     assert (done.code, done.err) == (0, "")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["safe_config"] is True

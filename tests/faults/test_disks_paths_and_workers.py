@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
-from surroundings import Done, Run, fill, pairs, write_pairs
+from surroundings import ROOT, Done, Run, fill, pairs, write_pairs
 
 from orpo_lightning.checkpoint_files import read_checkpoint
-from orpo_lightning.run_lock import RunLock
 
 NUMBERS = re.compile(r"free are [\d,.]+ MB")
 
@@ -90,8 +92,7 @@ def test_a_configuration_that_does_not_fit_leaves_the_one_before(run: Run, small
     folder = small_disk / "run"
     assert run.fit(run_dir=folder).code == 0
     before = (folder / "config.yaml").read_text()
-    (folder / "log").write_text("")
-    fill(small_disk, leave=4096)  # enough for the log alone
+    fill(small_disk)
     done = run.fit(run_dir=folder, resume="auto", trainer__max_steps=3)
     assert done.code == 5
     assert NUMBERS.search(done.line)
@@ -145,8 +146,6 @@ def test_a_folder_without_the_right_to_write_is_one_line(run: Run, tmp_path: Pat
 
 
 def test_weights_without_the_right_to_read_are_one_line(run: Run, tmp_path: Path, mortal: None) -> None:
-    import shutil
-
     base = Path(shutil.copytree(run.base, tmp_path / "base"))
     (base / "model.safetensors").chmod(0)
     done = run.fit(model__base_model=base)
@@ -168,8 +167,6 @@ def test_data_without_the_right_to_read_is_one_line(run: Run, mortal: None) -> N
 def test_k10_spaces_unicode_and_home_in_every_path_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     home = tmp_path / "zu Hause"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -239,24 +236,36 @@ def test_a_killed_data_worker_ends_the_run_with_one_line(run: Run) -> None:
 # Two runs in one folder
 
 
-def test_a_folder_that_another_run_holds_is_refused_until_that_has_ended(run: Run) -> None:
-    lock = RunLock(Path("run"))
+HOLD = """
+import os, signal, sys
+from pathlib import Path
+from orpo_lightning.run_lock import RunLock
+lock = RunLock(Path("run"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """Return a process that holds the run's folder until it is killed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD], env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_that_another_run_holds_is_refused_until_that_is_killed(
+    run: Run, holder: subprocess.Popen[str]
+) -> None:
     done = run.fit()
     assert done.code == 2
-    assert f"run is in use by process {os.getpid()} on " in done.line
+    assert f"run is in use by process {holder.pid} on " in done.line
     assert "wait until that run has ended, or set --run_dir NEW" in done.line
     assert not Path("run/checkpoints").exists()
-    lock.release()
-    assert run.fit().code == 0
-
-
-def test_a_run_that_was_killed_holds_its_folder_no_longer(run: Run) -> None:
-    code = (
-        "import os, signal, pathlib; from orpo_lightning.run_lock import RunLock; "
-        "lock = RunLock(pathlib.Path('run')); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    import sys
-
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
+    holder.kill()
+    holder.wait()
     assert run.fit().code == 0

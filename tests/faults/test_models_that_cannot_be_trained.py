@@ -88,7 +88,8 @@ def test_m02_a_token_behind_the_end_of_the_vocabulary_is_named_before_a_step_is_
 ) -> None:
     small = tmp_path / "small"
     tokenizer = tiny_tokenizer("chatml")
-    tiny_model("llama", tokenizer=tokenizer, vocab_size=len(tokenizer) - 1).save_pretrained(small)
+    size = len(tokenizer) - 1
+    tiny_model("llama", tokenizer=tokenizer, vocab_size=size, eos_token_id=None).save_pretrained(small)
     tokenizer.save_pretrained(small)
     last = len(tokenizer) - 1
     done = run.fit(model__base_model=small)
@@ -108,7 +109,8 @@ def test_m02_a_vocabulary_that_was_resized_trains_where_all_tokens_used_have_emb
     tokenizer = tiny_tokenizer("chatml")
     if rows < 0:  # a pad token that was added, and the embeddings were not
         tokenizer.add_special_tokens({"pad_token": "<|new pad|>"})
-    tiny_model("llama", tokenizer=tokenizer, vocab_size=len(tokenizer) + rows).save_pretrained(resized)
+    size = len(tokenizer) + rows
+    tiny_model("llama", tokenizer=tokenizer, vocab_size=size, pad_token_id=None).save_pretrained(resized)
     tokenizer.save_pretrained(resized)
     uneven = [{"prompt": "a" * n, "chosen": " yes" * n, "rejected": " no"} for n in range(1, 9)]
     train = write_pairs(tmp_path / "uneven.jsonl", uneven)

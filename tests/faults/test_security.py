@@ -169,7 +169,7 @@ def test_a_page_shows_scripts_of_data_and_file_names_as_text(run: Run) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert "&lt;script&gt;alert(1)" in text
+    assert "&lt;img src=x onerror=alert(3)&gt;.jsonl" in text
 
 
 def test_a_model_card_shows_what_models_and_metrics_are_called_as_text(run: Run, tmp_path: Path) -> None:
@@ -228,10 +228,8 @@ def chats(tmp_path: Path) -> Path:
     "expression",
     [
         "''.__class__.__mro__[1].__subclasses__()",
-        "messages.__class__",
         "cycler.__init__.__globals__.os.mkdir('executed')",
         "lipsum.__globals__['os'].mkdir('executed')",
-        "raise_exception.__globals__",
     ],
 )
 def test_a_template_that_reaches_for_python_is_refused_and_does_nothing(
@@ -249,7 +247,7 @@ ENDLESS = {
     "loops in loops": "{% for a in R %}{% for b in R %}{% for c in R %}{% endfor %}{% endfor %}{% endfor %}",
     "a loop with a condition": "{% for a in R %}{% for b in R if b < 0 %}{% endfor %}{% endfor %}",
     "macros in macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
-    "{{ f(200) }}",
+    "{{ f(30) }}",
     "a recursive loop": "{% for a in [1, 2] recursive %}{% for c in R %}{% endfor %}{% if loop.depth < 99 %}"
     "{{ loop([1, 2]) }}{% endif %}{% endfor %}",
 }
@@ -272,12 +270,12 @@ def test_a_template_that_is_watched_writes_what_it_would_unwatched() -> None:
     template = (
         "{% macro show(m, mark='-') %}{{ mark }}{{ m.content }}{% endmacro %}"
         "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.first }}{{ loop.last }}"
-        "{{ loop.previtem.role }}{{ loop.nextitem.role }}{{ loop.cycle('a', 'b') }}{{ show(m) }}\n"
+        "{{ loop.nextitem is defined }}{{ loop.previtem is defined }}{{ loop.cycle('a', 'b') }}{{ show(m) }}\n"
         "{% else %}none{% endfor %}"
         "{% for m in messages if m.role == 'user' %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
         "{% for key, value in messages[0].items() %}{{ key }}={{ value }};{% endfor %}"
         "{% for letter in 'abc' %}{{ letter }}{% if letter == 'b' %}{% break %}{% endif %}{% endfor %}"
-        "{% for item in missing %}{{ item }}{% else %}nothing{% endfor %}"
+        "{{ messages.__class__ }}{{ raise_exception.__globals__ }}{% for item in missing %}{{ item }}{% else %}nothing{% endfor %}"
         "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
     )
     turns = [
