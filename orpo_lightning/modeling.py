@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -136,6 +137,8 @@ def load_base(
         "use_safetensors": True,  # pickled weights may run code
         "output_loading_info": True,
     }
+    # Of a model without safetensors transformers would take what somebody, such as a bot, proposed for it.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     load = cast(Any, AutoModelForCausalLM).from_pretrained
     try:
         model, info = with_retries(lambda: load(base_model, **settings), base_model)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
@@ -66,8 +67,10 @@ class HubServer:
 
     Attributes:
         requests: Every request so far, as `"GET /mistralai/Mistral-7B-v0.1/resolve/main/config.json"`.
+        ranges: Of every request for a file's content its path, and the byte from which on it was asked for.
         faults: From a part of such a line to the faults of the requests containing it, one each, in turn;
-            once they are used up the requests are served again. `repeat(GATED_ANONYMOUS)` never ends.
+            once they are used up the requests are served again. `repeat(GATED_ANONYMOUS)` never ends. A `*`
+            in the part stands for anything.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class HubServer:
         `owner/name@branch` is another branch than main of the repository.
         """
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int]] = []
         self.faults: dict[str, Iterator[Fault]] = {}
         self._folders = {("models", repo): Path(folder) for repo, folder in (models or {}).items()}
         self._folders |= {("datasets", repo): Path(folder) for repo, folder in (datasets or {}).items()}
@@ -113,7 +117,7 @@ class HubServer:
         url = urlsplit(target)
         line = f"{method} {unquote(url.path)}"
         self.requests.append(line)
-        turns = [turn for part, turn in self.faults.items() if part in line]
+        turns = [turn for part, turn in self.faults.items() if fnmatchcase(line, f"*{part}*")]
         fault = next(chain.from_iterable(turns), Fault())
         if fault.status != HTTPStatus.OK:
             return _error(fault.status, fault.code, fault.message)
@@ -170,6 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.hub.answer(self.command, self.path, body), self.headers.get("Range")
         )
         fault = answer.fault
+        if self.command == "GET" and "Accept-Ranges" in answer.headers:
+            found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            self.server.hub.ranges.append((self.path, int(found[1]) if found else 0))
         time.sleep(fault.seconds)
         sent = answer.body[: len(answer.body) - fault.short_by] if self.command == "GET" else answer.body
         self.send_response(answer.status)

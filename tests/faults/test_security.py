@@ -270,12 +270,14 @@ def test_a_template_that_is_watched_writes_what_it_would_unwatched() -> None:
     template = (
         "{% macro show(m, mark='-') %}{{ mark }}{{ m.content }}{% endmacro %}"
         "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.first }}{{ loop.last }}"
-        "{{ loop.nextitem is defined }}{{ loop.previtem is defined }}{{ loop.cycle('a', 'b') }}{{ show(m) }}\n"
+        "{{ loop.nextitem is defined }}{{ loop.previtem is defined }}{{ loop.cycle('a', 'b') }}"
+        "{{ show(m) }}\n"
         "{% else %}none{% endfor %}"
         "{% for m in messages if m.role == 'user' %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
         "{% for key, value in messages[0].items() %}{{ key }}={{ value }};{% endfor %}"
         "{% for letter in 'abc' %}{{ letter }}{% if letter == 'b' %}{% break %}{% endif %}{% endfor %}"
-        "{{ messages.__class__ }}{{ raise_exception.__globals__ }}{% for item in missing %}{{ item }}{% else %}nothing{% endfor %}"
+        "{% for item in missing %}{{ item }}{% else %}nothing{% endfor %}"
+        "{{ messages.__class__ }}{{ raise_exception.__globals__ }}"
         "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
     )
     turns = [
