@@ -48,8 +48,9 @@ from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.full_disk import full_disk, is_full
 from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
-from orpo_lightning.resuming import is_unlogged
+from orpo_lightning.resuming import is_unlogged, refuse
 from orpo_lightning.run_lock import RunLock
+from orpo_lightning.run_settings import changed_model, is_other_base
 from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
 from orpo_lightning.stop_signals import StopSignals
 
@@ -225,9 +226,16 @@ class PreferenceCLI(LightningCLI):
             # Before the checkpoints are looked at: another run may be writing them.
             self.lock = RunLock(self.run_folder)
         self.checkpoint = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
+        self._refuse_other_base(config)
         self.header |= {"weights from": self.checkpoint.words, "written to": str(self.run_folder)}
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
+
+    def _refuse_other_base(self, config: Namespace) -> None:
+        """Compare the base model's name with the checkpoint's before another one is downloaded."""
+        saved, model = (self.checkpoint.content or {}).get("hyper_parameters"), config.get("model")
+        if saved and isinstance(model, Namespace) and is_other_base(saved, vars(model)):
+            refuse(changed_model(saved, vars(model)))
 
     def before_fit(self) -> None:
         """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""

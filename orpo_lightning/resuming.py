@@ -54,6 +54,15 @@ def restore_extra_state(module: Any, checkpoint: Mapping[str, Any]) -> None:
     module.grad_norm = None if norm is None else torch.tensor(norm, device=module.device)
 
 
+def refuse(differences: list[str]) -> None:
+    """Raise CheckpointError where a checkpoint and a run differ."""
+    if differences:
+        raise CheckpointError(
+            f"the checkpoint is of another run: {'; '.join(differences)}. Resume with the settings it was "
+            "started with, or start another run (--run_dir NEW)"
+        )
+
+
 def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
     """Compare a checkpoint with the run that is to go on from it, before anything of it is loaded.
 
@@ -69,11 +78,7 @@ def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
     training = trainer is not None and trainer.state.fn == "fit"
     if training and position and hasattr(data, "other_run"):
         found += data.other_run(position)
-    if found:
-        raise CheckpointError(
-            f"the checkpoint is of another run: {'; '.join(found)}. Resume with the settings it was "
-            "started with, or start another run (--run_dir NEW)"
-        )
+    refuse(found)
     check_same_weights(checkpoint["state_dict"], module.state_dict())
     if options := changed_options(saved, here):
         log.info("changed since the checkpoint: %s", ", ".join(options))

@@ -35,6 +35,11 @@ def changed_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
     ]
 
 
+def is_other_base(saved: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Tell whether the base model is another one, which need not be loaded to see that."""
+    return any(line.startswith(("model.base_model", "model.revision")) for line in changed_model(saved, here))
+
+
 def changed_options(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Return in words which other arguments of the module differ; those of this run are used."""
     keys = sorted((saved.keys() & here.keys()) - {*FIXED})

@@ -85,7 +85,10 @@ def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _asks(file: str) -> bool:
     """Tell whether a file itself asks to be taken for a stranger's, as those do that such a run saves."""
-    content = _content(file)
+    try:
+        content = _content(file)
+    except UsageError:
+        return False  # the parser says so
     sections = [content, *content.values()] if isinstance(content, dict) else []
     return any(isinstance(part, dict) and part.get("safe_config") is True for part in sections)
 

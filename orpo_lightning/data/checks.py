@@ -71,11 +71,12 @@ def other_run(
     within = [key for key in other if key not in SPLIT and saved["seen"]]
     found += [f"{key} {saved[key]} became {here[key]} within an epoch" for key in within]
     split = [f"{key} {saved[key]} became {here[key]}" for key in SPLIT if key in other]
+    before, now = pairs_per_step(saved), pairs_per_step(here)
+    what = ", ".join(split) + (f", so {before} pairs in a step became {now}" if before != now else "")
     if split and same_place(saved, here) is None:
-        pairs = f"{pairs_per_step(saved)} pairs in a step became {pairs_per_step(here)}"
-        found += [*split, f"{pairs}, and the checkpoint does not stand between two such steps"]
+        found.append(f"{what}, and the checkpoint does not stand between two such steps")
     elif split and changed_steps != "accept":
-        found.append(f"{', '.join(split)}; --data.changed_steps accept goes on with it")
+        found.append(f"{what}; --data.changed_steps accept goes on with it")
     return found
 
 

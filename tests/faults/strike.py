@@ -27,7 +27,7 @@ class Strike(lightning.Callback):
         self.step, self.do, self.times = step, do, times
         setattr(self, where, self._strike)
 
-    def _strike(self, trainer: Any, module: Any, *args: Any) -> None:
+    def _strike(self, trainer: Any, module: Any, *args: Any, **named: Any) -> None:
         if trainer.sanity_checking or trainer.global_step < self.step or self.times == 0:
             return
         self.times -= 1

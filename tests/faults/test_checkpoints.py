@@ -95,9 +95,13 @@ def test_a_checkpoint_without_digest_is_refused(run: Path, fit: Fit, forks: Fork
     assert "holds no digest" in refused(forks.run(fit("run", "--resume=run/stock.ckpt"), run.parent))
 
 
-def test_of_a_thousand_flipped_bits_none_is_accepted_with_changed_values(saved: Path, tmp_path: Path) -> None:
-    content = (saved / "checkpoints" / "last.ckpt").read_bytes()
-    wanted, damaged = read_checkpoint(saved / "checkpoints" / "last.ckpt"), tmp_path / "damaged.ckpt"
+def test_of_a_thousand_flipped_bits_none_is_accepted_with_changed_values(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    small = ["--model.lora_targets=[q_proj]", "--model.lora_r=2", "--trainer.max_steps=2"]
+    assert forks.run(fit("run", *small), tmp_path).code == 0
+    whole, damaged = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "damaged.ckpt"
+    wanted, content = read_checkpoint(whole), whole.read_bytes()
     draw, accepted = random.Random(0), 0
     for _ in range(1000):
         place, bit = draw.randrange(len(content)), draw.randrange(8)
@@ -139,7 +143,10 @@ def test_of_fifty_processes_killed_while_saving_each_leaves_a_whole_checkpoint(t
         (["--model.lora_alpha=32"], "model.lora_alpha 16 became 32"),
         (["--model.quantization=nf4"], "model.quantization none became nf4"),
         (["--model.lora_variant=rslora"], "model.lora_variant lora became rslora"),
-        (["--data.batch_size=4"], "8 pairs"),
+        (
+            ["--data.batch_size=4"],
+            "batch_size 2 became 4, so 4 pairs in a step became 8; --data.changed_steps",
+        ),
         (["--trainer.accumulate_grad_batches=3"], "accumulate 2 became 3"),
         (["--data.max_length=30", "--data.overlong=truncate"], "--data.changed_data accept"),
         (["--data.seed=7"], "seed 42 became 7"),

@@ -16,8 +16,8 @@ import pytest
 from hub_server import GATED_ANONYMOUS, GATED_NOT_ALLOWED, RATE_LIMITED, SERVER_ERROR, Fault, HubServer
 from surroundings import PLAIN, QUICKSTART, ROOT, write_pairs
 
-# Nobody needs to wait between tries, and files are small: they are kept in pieces of 4 kB instead of 10 MB. The
-# clients read HF_ENDPOINT when they are imported.
+# Nobody needs to wait between tries, and files are small: they come in pieces of 4 kB instead of 10 MB.
+# The clients read HF_ENDPOINT when they are imported.
 CLIENT = """
 import runpy, sys, time
 time.sleep = lambda seconds: None
