@@ -17,7 +17,6 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.core.mixins import HyperparametersMixin
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -219,14 +218,14 @@ class PreferenceCLI(LightningCLI):
             self.header |= fill_epochs(config)
         fill_tokenizer(config)
         self.header |= trusted_code(config)
-        if isinstance(self.model_class, type) and issubclass(self.model_class, PreferenceModule):
-            check_base_model(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
         if _rank() == 0 and training:
             # Before the checkpoints are looked at: another run may be writing them.
             self.lock = RunLock(self.run_folder)
         self.checkpoint = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
         self._refuse_other_base(config)
+        if isinstance(self.model_class, type) and issubclass(self.model_class, PreferenceModule):
+            check_base_model(config)
         self.header |= {"weights from": self.checkpoint.words, "written to": str(self.run_folder)}
         if _rank() == 0:
             runfolder.log_to_file(self.run_folder)
@@ -234,8 +233,9 @@ class PreferenceCLI(LightningCLI):
     def _refuse_other_base(self, config: Namespace) -> None:
         """Compare the base model's name with the checkpoint's before another one is downloaded."""
         saved, model = (self.checkpoint.content or {}).get("hyper_parameters"), config.get("model")
-        if saved and isinstance(model, Namespace) and is_other_base(saved, vars(model)):
-            refuse(changed_model(saved, vars(model)))
+        here = vars(mask(model)) if isinstance(model, Namespace) else {}  # as they are saved
+        if saved and is_other_base(saved, here):
+            refuse(changed_model(saved, here))
 
     def before_fit(self) -> None:
         """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""
@@ -249,8 +249,9 @@ class PreferenceCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Keep secrets out of loggers, and two of Lightning's warnings for those of which they are true."""
-        for part in (self.model, self.datamodule):
-            if isinstance(part, HyperparametersMixin):
+        parts: tuple[Any, Any] = (self.model, self.datamodule)
+        for part in parts:
+            if hasattr(part, "hparams_initial"):
                 part._hparams_initial = mask(part.hparams_initial)
         if isinstance(self.datamodule, PreferenceDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

@@ -40,19 +40,20 @@ def mask(value: Any, name: str = "") -> Any:
     """
     if isinstance(value, str):
         return MASK if value and is_secret(name) else mask_text(value)
+    masked: Any
     if isinstance(value, argparse.Namespace):  # jsonargparse's is one
         masked = copy.copy(value)
         for key, item in vars(value).items():
             setattr(masked, key, mask(item, key))
-        return masked
-    if isinstance(value, Mapping):
+    elif isinstance(value, Mapping):
         masked = copy.copy(value)
         for key, item in value.items():
-            masked[key] = mask(item, key)  # type: ignore[index]
-        return masked
-    if type(value) in (list, tuple):
-        return type(value)(mask(item, name) for item in value)
-    return value
+            masked[key] = mask(item, key)
+    elif type(value) in (list, tuple):
+        masked = type(value)(mask(item, name) for item in value)
+    else:
+        return value
+    return masked
 
 
 def mask_text(text: str) -> str:

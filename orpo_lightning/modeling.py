@@ -248,10 +248,11 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
     """Name the layers whose rows are trained: the embedding, and the head where it is separate."""
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if max(ids) >= len(embedding.weight):
+    rows = cast(Any, embedding).weight.shape[0]
+    if max(ids) >= rows:
         raise UsageError(
             f"model.trainable_tokens: token {max(ids)} is behind the end of the model's vocabulary "
-            f"({len(embedding.weight):,} tokens): the tokenizer is not this model's"
+            f"({rows:,} tokens): the tokenizer is not this model's"
         )
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
     return {names[id(layer)]: list(ids) for layer in layers}

@@ -14,6 +14,7 @@ from orpo_lightning.batching.sampler import Collate
 from orpo_lightning.batching.shared_prefix import lay_flat
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import UsageError
+from orpo_lightning.run_settings import SPLIT
 
 
 def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
@@ -99,7 +100,8 @@ def refuse_late_validation(
     """
     if trainer is None or trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0:
         return
-    split = Split(**steps, tokens_per_batch=tokens_per_batch)
+    batch_size, accumulate, world_size = (steps[key] for key in SPLIT)
+    split = Split(batch_size, accumulate, world_size, tokens_per_batch=tokens_per_batch)
     interval, batches = trainer.val_check_interval, split.micro_batches(pairs)
     if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
         raise UsageError(
