@@ -160,6 +160,12 @@ def test_c04_what_the_raw_check_cannot_know_is_refused_by_the_parser(run: Run, s
     assert not stranger.exists()
 
 
+def test_c04_what_an_allowed_module_merely_imports_is_not_allowed(run: Run) -> None:
+    done = run.fit("--safe-config", "--model.optimizer=orpo_lightning.module.os.system")
+    assert done.code == 2
+    assert "is not imported" in done.line
+
+
 def test_c04_a_file_that_asks_for_it_is_taken_for_a_strangers(run: Run, stranger: Path) -> None:
     Path("mine.yaml").write_text("safe_config: true\ntrainer: {callbacks: [stranger.Harmless]}\n")
     assert run("fit", "-c", QUICKSTART, "-c", "mine.yaml").code == 2
