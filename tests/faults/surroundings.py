@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +110,14 @@ class FillDisk(lightning.Callback):
 
 
 def fill(folder: Path, leave: int = 0) -> None:
-    """Fill the disk of a folder, but for a few bytes."""
+    """Fill the disk of a folder, but for a few bytes; then the last block of a run's log too."""
     free = shutil.disk_usage(folder).free - leave
     with (folder / "filler").open("ab") as file:
         os.posix_fallocate(file.fileno(), file.tell(), max(1, free))
+    for log in folder.glob("*/log") if not leave else ():
+        with log.open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(b" "):
+                pass
 
 
 class KillWorker(lightning.Callback):

@@ -78,7 +78,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_one_before(run: Run, small_disk
 def test_a_log_that_does_not_fit_ends_the_run_with_the_numbers(run: Run, small_disk: Path) -> None:
     folder = small_disk / "run"
     done = run.fit(*filling(small_disk, step=2), run_dir=folder, trainer__max_steps=6)
-    assert_full(done, str(folder))
+    assert_full(done, f"the log {folder}/log does not fit")
     assert left_behind(folder) == []
     assert not [one for one in logging.getLogger("orpo_lightning").handlers if hasattr(one, "baseFilename")]
 

@@ -244,6 +244,8 @@ def test_a_template_that_reaches_for_python_is_refused_and_does_nothing(
 
 HUGE = "range(100000)"
 ENDLESS = {
+    "for one row only": "{% if messages[0].content == 'q 1' %}{% for a in R %}{% for b in R %}{% endfor %}"
+    "{% endfor %}{% endif %}",
     "loops in loops": "{% for a in R %}{% for b in R %}{% for c in R %}{% endfor %}{% endfor %}{% endfor %}",
     "a loop with a condition": "{% for a in R %}{% for b in R if b < 0 %}{% endfor %}{% endfor %}",
     "macros in macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
