@@ -12,9 +12,11 @@ import lightning
 import torch
 
 from orpo_lightning.callbacks.model_card import model_card
+from orpo_lightning.full_disk import full_disk, is_full
 from orpo_lightning.modeling import causal_model
 
 log = logging.getLogger(__name__)
+_ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"
 
 
 class AdapterExport(lightning.Callback):
@@ -63,16 +65,28 @@ class AdapterExport(lightning.Callback):
         folder = Path(self.dirpath or trainer.default_root_dir) / name
         staging = folder.with_name(f".{name}.{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
-        _save_weights(module, staging)
-        processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
-        if processor is not None:
-            processor.save_pretrained(staging)
-        (staging / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
-        _open_to_umask(staging)
-        # A kill leaves the old folder or the new one, never half of either under the final name.
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.replace(folder)
+        try:
+            _write(trainer, module, staging)
+            # A kill leaves the old folder or the new one, never half of either under the final name.
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.replace(folder)
+        except Exception as error:  # weights are written in Rust, which has errors of its own
+            if is_full(error):
+                raise full_disk(folder, "the adapter", _ADVICE) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         log.info("saved %s (step %d)", folder, trainer.global_step)
+
+
+def _write(trainer: lightning.Trainer, module: Any, folder: Path) -> None:
+    """Write all files of an export into a new folder."""
+    _save_weights(module, folder)
+    processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
+    _open_to_umask(folder)
 
 
 def _save_weights(module: Any, folder: Path) -> None:
