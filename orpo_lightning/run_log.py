@@ -31,6 +31,7 @@ class RunLogHandler(logging.FileHandler):
         """
         error = sys.exc_info()[1]
         self._logger.removeHandler(self)  # what is said about it would come here again
+        self.close()
         if error is not None and is_full(error):
             file = Path(self.baseFilename)
             raise full_disk(file, "the log", "set --run_dir to another disk") from error
