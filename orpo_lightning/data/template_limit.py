@@ -10,11 +10,12 @@ from orpo_lightning.errors import UsageError
 
 SECONDS = 10.0
 """How long one rendering may take; a long conversation takes a few milliseconds."""
+_SHORT = 100
 _FILTER = "orpo_lightning_time_limit"
 
 
 class TimeLimit:
-    """Looks at the clock in every turn of a template's loops and at every call of its macros.
+    """Looks at the clock whenever a loop or macro of a template begins, and now and then in a long loop.
 
     What it cannot stop is a single operation that takes for ever, such as a text of a billion letters.
     """
@@ -60,13 +61,16 @@ class TimeLimit:
         return own.from_string(template)
 
     def look(self, value: Any) -> Any:
-        """Return a macro's nothing as it is, and what a loop goes through with a look at each item."""
+        """Return what a loop goes through, or a macro's nothing, after a look at the clock."""
         self._stop_if_over()
-        return value if isinstance(value, str) and not value else self._each(value)
+        # A short list's turns end by themselves, and a loop in each of them looks at the clock anew.
+        is_short = isinstance(value, (list, tuple, dict, str)) and len(value) <= _SHORT
+        return value if is_short else self._each(value)
 
     def _each(self, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self._stop_if_over()
+        for number, item in enumerate(items):
+            if number % _SHORT == 0:
+                self._stop_if_over()
             yield item
 
     def _stop_if_over(self) -> None:

@@ -140,6 +140,14 @@ def test_c04_a_safe_config_imports_nothing_that_a_flag_names_beyond_its_list(
     assert not stranger.exists()
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "inspect", "plan"])
+def test_c04_every_command_keeps_a_safe_config_safe(run: Run, stranger: Path, verb: str) -> None:
+    done = run(verb, "-c", QUICKSTART, "--trainer.callbacks=stranger.Harmless", "--safe-config")
+    assert done.code == 2
+    assert "--trainer.callbacks: trainer.callbacks stranger.Harmless is not imported" in done.line
+    assert not stranger.exists()
+
+
 def test_c04_without_the_flag_the_module_is_imported(run: Run, stranger: Path) -> None:
     done = run.fit("--trainer.callbacks+=stranger.Harmless", trainer__max_steps=1)
     assert (done.code, done.err) == (0, "")
