@@ -127,8 +127,9 @@ def _check(where: str, key: str, value: Any, folder: Path) -> None:
         for item in value:
             _check(where, key, item, folder)
     last = key.rpartition(".")[2].rstrip("+")
+    place = where if where == f"--{key}" else f"{where}: {key}"
     if last == "trust_remote_code" and value is True:
-        raise UsageError(f"{where}: {key} true runs code of that repository, which {FLAG} is to keep out")
+        raise UsageError(f"{place} true runs code of that repository, which {FLAG} is to keep out")
     if not isinstance(value, str):
         return
     if last in _CLASSES and _check_part(key, value, folder):
@@ -136,7 +137,7 @@ def _check(where: str, key: str, value: Any, folder: Path) -> None:
     names_class = last == "class_path" or (last in _CLASSES and _PATH.fullmatch(value))
     if names_class and "." in value and not is_allowed(value):
         raise UsageError(
-            f"{where}: {key} {value} is not imported: with {FLAG} a class path must begin with "
+            f"{place} {value} is not imported: with {FLAG} a class path must begin with "
             f"{', '.join(ALLOWED[:-1])} or {ALLOWED[-1]}"
         )
 

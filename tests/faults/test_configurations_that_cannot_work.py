@@ -144,7 +144,7 @@ def test_c04_a_safe_config_imports_nothing_that_a_flag_names_beyond_its_list(
 def test_c04_every_command_keeps_a_safe_config_safe(run: Run, stranger: Path, verb: str) -> None:
     done = run(verb, "-c", QUICKSTART, "--trainer.callbacks=stranger.Harmless", "--safe-config")
     assert done.code == 2
-    assert "--trainer.callbacks: trainer.callbacks stranger.Harmless is not imported" in done.line
+    assert "error: --trainer.callbacks stranger.Harmless is not imported" in done.line
     assert not stranger.exists()
 
 
