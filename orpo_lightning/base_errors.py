@@ -30,7 +30,14 @@ def explain_base(error: Exception, name: str, revision: str | None, key: str) ->
         revision: that was asked for.
         key: of the configuration that names it, such as model.base_model.
     """
-    found, text = kinds(error), str(error)
+    explained = _about_content(error, name, revision, key) or _about_hub(error, name, revision, key)
+    if explained is None and (closed := _closed_file(name)):
+        explained = SurroundingsError(f"{key}: permission denied: {closed}")
+    return explained or SurroundingsError(f"{key}: cannot load {name!r}: {first_line(error)}")
+
+
+def _about_content(error: Exception, name: str, revision: str | None, key: str) -> UserError | None:
+    text = str(error)
     if "trust_remote_code" in text:
         section = key.partition(".")[0]
         return UsageError(
@@ -44,6 +51,11 @@ def explain_base(error: Exception, name: str, revision: str | None, key: str) ->
             f"{key}: {name} has no model.safetensors; pickled weights (.bin) can run code when they are read "
             "and are refused: name a revision that has safetensors, or convert it where you trust it"
         )
+    return None
+
+
+def _about_hub(error: Exception, name: str, revision: str | None, key: str) -> UserError | None:
+    found = kinds(error)
     if is_gated(error):
         return SurroundingsError(f"{key}: {name}: {GRANT}")
     if "RevisionNotFoundError" in found:
@@ -62,9 +74,7 @@ def explain_base(error: Exception, name: str, revision: str | None, key: str) ->
             f"{key}: {name}: the hub does not give it now ({_inmost(error)}); run again later (files that "
             "came whole are kept), or name a folder"
         )
-    if closed := _closed_file(name):
-        return SurroundingsError(f"{key}: permission denied: {closed}")
-    return SurroundingsError(f"{key}: cannot load {name!r}: {first_line(error)}")
+    return None
 
 
 def _closed_file(name: str) -> Path | None:

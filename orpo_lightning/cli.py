@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,7 +14,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -44,13 +42,13 @@ from orpo_lightning.cli_fill import (
 )
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
-from orpo_lightning.full_disk import full_disk, is_full
 from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
 from orpo_lightning.run_settings import changed_model, is_other_base, refuse
 from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
+from orpo_lightning.saved_config import SaveRunConfig
 from orpo_lightning.stop_signals import StopSignals
 
 _SEED = 42
@@ -64,34 +62,6 @@ _NOISE = (
     ".*Total length of `list` across ranks is zero.*",
     ".*is_gradient_checkpointing. is deprecated.*",
 )
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved configuration of a training run to `config.yaml` in its folder."""
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Save before training; a validation or test leaves the file of the training alone."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
-
-        Raises:
-            SurroundingsError: the disk is full; the file that was there is still there.
-        """
-        path = Path(self.config.run_dir) / "config.yaml"
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        settings = {"skip_none": False, "overwrite": True, "multifile": False, "skip_validation": True}
-        try:
-            self.parser.save(mask(self.config), str(staging), **settings)
-            staging.replace(path)
-        except OSError as error:
-            if is_full(error):
-                raise full_disk(path, "the configuration", "set --run_dir to another disk") from error
-            raise
-        finally:
-            staging.unlink(missing_ok=True)
 
 
 class PreferenceCLI(LightningCLI):

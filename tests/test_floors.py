@@ -51,6 +51,7 @@ FLOORS = {
     "masking": 0,
     "full_disk": 0,
     "safe_config": 3,
+    "saved_config": 3,
     "hub_access": 1,
     "base_errors": 1,
     "run_lock": 0,
