@@ -49,6 +49,7 @@ examples:
   orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --run_dir runs/dora
   orpo-lightning fit -c configs/mistral.yaml --resume auto
   orpo-lightning test -c configs/mistral.yaml --resume auto
+  orpo-lightning fit --safe-config -c theirs.yaml    (imports no class of a stranger's; docs/security.md)
   orpo-lightning inspect -c configs/mistral.yaml --data.train pairs.jsonl
 
 exit codes:

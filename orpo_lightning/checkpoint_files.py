@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_lightning.errors import CheckpointError, SurroundingsError, first_line
+from orpo_lightning.errors import CheckpointError, first_line
+from orpo_lightning.full_disk import free_bytes, full_disk, is_full
 
 DIGEST = "digest"
 """Key of the digest in a checkpoint."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PLAIN = (str, int, float, complex, bool, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -84,11 +82,14 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
         if previous is not None and path.exists():
             path.replace(previous)
         staging.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         with suppress(OSError):
             staging.unlink(missing_ok=True)
-        _explain_full_disk(error, size_of(content), path)
+        needed = size_of(content)
+        if is_full(error) or needed > free_bytes(path):
+            advice = "raise save_every; the checkpoint before it is intact: --resume auto goes on from there"
+            raise full_disk(path, "the checkpoint", advice, needed) from error
         raise
 
 
@@ -141,44 +142,10 @@ def size_of(content: Any) -> int:
     return sum(map(size_of, content)) if isinstance(content, (list, tuple)) else 0
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Stop before training where the disk has no room for what it will write.
-
-    Args:
-        folder: where, or where it will be made.
-        needed: bytes.
-
-    Raises:
-        SurroundingsError: with both numbers.
-    """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise SurroundingsError(
-            f"not enough room in {folder}: the checkpoints and the adapter need {megabytes(needed)}, free "
-            f"are {megabytes(free)}; make room or set --run_dir to another disk"
-        )
-
-
-def megabytes(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{count / 1e6:,.1f} MB"
-
-
-def _explain_full_disk(error: Exception, needed: int, path: Path) -> None:
-    free = shutil.disk_usage(path.parent).free
-    # The error itself says so only where Python wrote the bytes that did not fit.
-    if free < needed or getattr(error, "errno", None) in _FULL:
-        raise SurroundingsError(
-            f"the disk is full: {path} needs {megabytes(needed)}, free are {megabytes(free)}; the checkpoint "
-            "before it is intact: make room, then --resume auto"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the new name outlive a power cut, where the file system can."""
+def sync(path: Path) -> None:
+    """See a file or a folder onto the disk, so that it outlives a power cut; where the file system can."""
     with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:

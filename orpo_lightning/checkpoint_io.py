@@ -8,7 +8,10 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from orpo_lightning.checkpoint_files import DIGEST, digest_of, read_checkpoint, verify, write_checkpoint
+from orpo_lightning.masking import mask
 from orpo_lightning.runfolder import LAST, PREVIOUS
+
+_SETTINGS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
 class IntactCheckpointIO(TorchCheckpointIO):
@@ -19,11 +22,12 @@ class IntactCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, whole or not at all, without the secrets among the settings.
 
         Raises:
             SurroundingsError: the disk is full.
         """
+        checkpoint = {**checkpoint, **{key: mask(checkpoint[key]) for key in _SETTINGS if key in checkpoint}}
         if _is_remote(path):
             super().save_checkpoint({**checkpoint, DIGEST: digest_of(checkpoint)}, path, storage_options)
             return

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -16,7 +15,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -34,19 +33,25 @@ from orpo_lightning.callbacks import (
 from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
 from orpo_lightning.cli_fill import (
+    check_base_model,
     check_length,
+    expand_home,
     fill_epochs,
     fill_hardware,
     fill_run_folder,
     fill_strategy,
     fill_tokenizer,
+    trusted_code,
 )
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
+from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
 from orpo_lightning.run_settings import changed_model, is_other_base, refuse
+from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
+from orpo_lightning.saved_config import SaveRunConfig
 from orpo_lightning.stop_signals import StopSignals
 
 _SEED = 42
@@ -62,20 +67,6 @@ _NOISE = (
 )
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved configuration of a training run to `config.yaml` in its folder."""
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Save before training; a validation or test leaves the file of the training alone."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Write the file; a resumed run replaces it by what it runs with now."""
-        path = Path(self.config.run_dir) / "config.yaml"
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
-
-
 class PreferenceCLI(LightningCLI):
     """LightningCLI for preference training; `PreferenceCLI(MyModule, MyData)` serves classes of your own too.
 
@@ -89,6 +80,10 @@ class PreferenceCLI(LightningCLI):
     def __init__(self, model_class: Any = None, datamodule_class: Any = None, **kwargs: Any) -> None:
         """Parse, fill, instantiate and run."""
         runfolder.log_to_console(_rank())
+        enforce_denylist()
+        given = kwargs.get("args")
+        if not isinstance(given, (dict, Namespace)):  # these are code of the caller's
+            refuse_unlisted(sys.argv[1:] if given is None else given)
         self.signals: StopSignals = kwargs.pop("signals", None) or StopSignals()
         _quiet_lightning()
         datamodule_class = datamodule_class or PreferenceDataModule
@@ -164,6 +159,11 @@ class PreferenceCLI(LightningCLI):
             default=50,
             help="Optimizer steps between two saves of checkpoints/last.ckpt.",
         )
+        parser.add_argument(
+            FLAG,
+            action="store_true",
+            help="Import no class that a configuration names but those on a list; docs/security.md.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; unlike the parent, do not mind `args` in a process that was given some of its own."""
@@ -184,14 +184,18 @@ class PreferenceCLI(LightningCLI):
         """Fill what is left open, check what was set, choose the checkpoint, open the run's log."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         training = self.subcommand in ("fit", None)
+        expand_home(config)
         self.header = fill_hardware(config) | fill_strategy(config)
         if training:
             check_length(config)
             self.header |= fill_epochs(config)
         fill_tokenizer(config)
+        self.header |= trusted_code(config)
         self.run_folder = fill_run_folder(config, _config_files(self.config, config))
         self.checkpoint = runfolder.choose_checkpoint(self.run_folder, config.resume, training)
         self._refuse_other_base(config)
+        if isinstance(self.model_class, type) and issubclass(self.model_class, PreferenceModule):
+            check_base_model(config)
         if _rank() == 0 and training:
             self.lock = RunLock(self.run_folder)
         self.header |= {"weights from": self.checkpoint.words, "written to": str(self.run_folder)}
@@ -201,8 +205,9 @@ class PreferenceCLI(LightningCLI):
     def _refuse_other_base(self, config: Namespace) -> None:
         """Compare the base model's name with the checkpoint's before another one is downloaded."""
         saved, model = (self.checkpoint.content or {}).get("hyper_parameters"), config.get("model")
-        if saved and isinstance(model, Namespace) and is_other_base(saved, vars(model)):
-            refuse(changed_model(saved, vars(model)))
+        here = vars(mask(model)) if isinstance(model, Namespace) else {}  # as they are saved
+        if saved and is_other_base(saved, here):
+            refuse(changed_model(saved, here))
 
     def before_fit(self) -> None:
         """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""
@@ -215,7 +220,11 @@ class PreferenceCLI(LightningCLI):
                 logger._kwargs["purge_step"] = first
 
     def after_instantiate_classes(self) -> None:
-        """Keep two of Lightning's warnings for the modules and data modules of which they are true."""
+        """Keep secrets out of loggers, and two of Lightning's warnings for those of which they are true."""
+        parts: tuple[Any, Any] = (self.model, self.datamodule)
+        for part in parts:
+            if hasattr(part, "hparams_initial"):
+                part._hparams_initial = mask(part.hparams_initial)
         if isinstance(self.datamodule, PreferenceDataModule):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         if isinstance(self.model, PreferenceModule):  # it sums its metrics over ranks before it logs them

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 from orpo_lightning import runfolder
 from orpo_lightning.errors import (
@@ -14,6 +17,7 @@ from orpo_lightning.errors import (
     is_broken_connection,
     is_out_of_memory,
 )
+from orpo_lightning.full_disk import free_space
 from orpo_lightning.stop_signals import Stopped
 
 _LONGEST = 600
@@ -24,6 +28,7 @@ _DISK_AND_RIGHTS = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MEMORY_HINT = (
     "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size), "
     "lower data.max_length, or set model.quantization nf4 and model.gradient_checkpointing true"
@@ -51,6 +56,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return _exit_status(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted: --resume auto continues from the last checkpoint"
+    error = _cause(error)
     if isinstance(error, UserError):
         return error.exit_code, one_line(str(error))
     if is_out_of_memory(error):
@@ -67,6 +73,16 @@ def explain(error: BaseException) -> tuple[int, str]:
     return 1, one_line(f"{type(error).__name__}: {error}") + " (set ORPO_DEBUG=1 for the traceback)"
 
 
+def _cause(error: BaseException) -> BaseException:
+    """Return what went wrong first: a log on a full disk, say, fails again when the run is wound up."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, UserError):
+            return at
+        at = None if at.__suppress_context__ else at.__context__
+    return error
+
+
 def report(error: BaseException) -> int:
     """Write an exception's line to the terminal and the run's log, its traceback to the log; return the code.
 
@@ -77,7 +93,8 @@ def report(error: BaseException) -> int:
         raise error
     code, line = explain(error)
     if line:
-        runfolder.PACKAGE_LOGGER.error(line)
+        with suppress(SurroundingsError):  # the log is on the disk that is full
+            runfolder.PACKAGE_LOGGER.error(line)
     if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
         runfolder.PACKAGE_LOGGER.debug("traceback", exc_info=error)
     return code
@@ -109,11 +126,33 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
     if "inline_container" in text or "PytorchStreamWriter failed" in text:  # torch.save on a full disk
         return code, f"a checkpoint could not be written, is the disk full? {_first(text)}"
     if isinstance(error, OSError) and error.errno is not None:
-        what = _DISK_AND_RIGHTS.get(error.errno, error.strerror)
-        return code, f"{what}: {error.filename or text}"
+        return code, _disk_line(error)
+    if "DataLoader worker" in text:  # torch's words for a worker that is gone
+        return code, (
+            f"a data worker was killed or died ({_first(text).rstrip('.')}): the machine may be short of "
+            "memory; lower data.num_workers, --resume auto continues from the last checkpoint"
+        )
     if isinstance(error, ModuleNotFoundError):
         return code, f"the package {error.name} is not installed"
     return code, ""
+
+
+def _disk_line(error: OSError) -> str:
+    what = _DISK_AND_RIGHTS.get(error.errno or 0, error.strerror)
+    place = error.filename2 or error.filename
+    if not isinstance(place, (str, os.PathLike)):
+        place = _run_folder()  # a write says of no file that it was to it
+    if error.errno in _FULL:
+        free = free_space(Path(place))
+        return f"{what}: {place}, free are {free}; make room, or set --run_dir to another disk"
+    advice = "; set --run_dir to a folder that can be written" if error.errno in _DISK_AND_RIGHTS else ""
+    return f"{what}: {place}{advice}"
+
+
+def _run_folder() -> Path:
+    """Return the folder of the run's log, or the current one where there is none yet."""
+    logs = [one for one in runfolder.PACKAGE_LOGGER.handlers if isinstance(one, logging.FileHandler)]
+    return Path(logs[0].baseFilename).parent if logs else Path.cwd()
 
 
 def _usage_line(error: BaseException) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from orpo_lightning import hardware, runfolder, torchrun
+from orpo_lightning import hardware, modeling, runfolder, torchrun
 from orpo_lightning.errors import UsageError
 from orpo_lightning.strategies import TIMEOUT, Plan, choose_strategy
 
@@ -32,6 +32,39 @@ def check_length(config: Namespace) -> None:
     for key in ("max_steps", "max_epochs"):
         if trainer.get(key) == 0:
             raise UsageError(f"trainer.{key}: 0 trains nothing; expected 1 or more, or -1 for no limit")
+
+
+def check_base_model(config: Namespace) -> None:
+    """Refuse a base model that cannot be had or trained, before hours go into the data.
+
+    Raises:
+        SurroundingsError: there is no such model, or the hub does not give it.
+        UsageError: it is no causal language model, or needs code that is not trusted.
+    """
+    base = _get(config, "model", "base_model")
+    if isinstance(base, str):  # None: the module has the right words for it
+        modeling.check_base(
+            base,
+            revision=_get(config, "model", "revision"),
+            trust_remote_code=bool(_get(config, "model", "trust_remote_code")),
+            quantization=_get(config, "model", "quantization") or "none",
+        )
+
+
+def expand_home(config: Namespace) -> None:
+    """Let `~` stand for the user's folder in names that may be those of a folder or of a model on the hub."""
+    for section, key in (("model", "base_model"), ("data", "tokenizer")):
+        value = _get(config, section, key)
+        if isinstance(value, str) and value.startswith("~"):
+            config[section][key] = str(Path(value).expanduser())
+
+
+def trusted_code(config: Namespace) -> dict[str, str]:
+    """Return a row of the header where Python code of a repository is run."""
+    places = {"model": "base_model", "data": "tokenizer"}
+    trusting = [part for part in places if _get(config, part, "trust_remote_code")]
+    names = sorted({str(_get(config, part, places[part])) for part in trusting})
+    return {"remote code": f"trusted: Python code of {' and '.join(names)} is run"} if names else {}
 
 
 def fill_hardware(config: Namespace) -> dict[str, str]:

@@ -13,9 +13,11 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from orpo_lightning.cli_errors import debugging, one_line
+from orpo_lightning.masking import mask_text
 
 _UNKNOWN_KEY = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
 _UNION = re.compile(r"\n.*?Subtypes: \[(?P<types>.*?)\]\n.*Given value: (?P<value>.*)", re.DOTALL)
+_NOT_IMPORTED = re.compile(r".*Importing '([^']+)' is not allowed.*", re.DOTALL)
 _SUBCOMMAND_PREFIX = re.compile(r"\b(?:fit|validate|test)\.(?=\w+\.\w)")
 
 
@@ -26,7 +28,7 @@ class OneLineParser(LightningArgumentParser):
         """Print what is wrong and what was probably meant, and exit with 2."""
         if debugging() and ex is not None:
             traceback.print_exception(ex)
-        line = f"error: {readable(message)}{suggestion(message, known_keys(self))}"
+        line = mask_text(f"error: {readable(message)}{suggestion(message, known_keys(self))}")
         self.exit(2, line + "\n")
 
 
@@ -66,6 +68,11 @@ def duplicate_keys(node: yaml.Node | None, parent: str = "") -> Iterable[str]:
 
 def readable(message: str) -> str:
     """Bring a parser's message to one line, without the parser's inner words."""
+    if denied := _NOT_IMPORTED.match(message):
+        return (
+            f"{denied[1]} is not imported: a configuration must not name what runs commands or files, and "
+            "with --safe-config nothing but what is on its list (docs/security.md)"
+        )
     union = _UNION.search(message)
     if union:
         message = f"{message[: union.start()]} expected {union['types']}, found {union['value']}"

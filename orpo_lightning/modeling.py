@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -17,10 +17,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from orpo_lightning.base_errors import explain_base, is_about_files
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hardware import Choice
+from orpo_lightning.hub_access import with_retries
 from orpo_lightning.lean_lora import make_lean
 
 Quantization = Literal["nf4", "int8", "none"]
@@ -38,17 +39,47 @@ def load_config(base_model: str, *, revision: str | None, trust_remote_code: boo
         SurroundingsError: there is no such model, or it cannot be reached.
         UsageError: it is not a decoder-only language model.
     """
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(
-            base_model, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise SurroundingsError(
-            f"model.base_model: cannot load {base_model!r}: {first_line(error)}"
-        ) from error
+        config = with_retries(lambda: AutoConfig.from_pretrained(base_model, **where), base_model)
+    except Exception as error:
+        if not is_about_files(error):
+            raise
+        raise explain_base(error, base_model, revision, "model.base_model") from error
     if config.is_encoder_decoder:
         raise UsageError(
             f"model.base_model: expected a decoder-only model, {base_model} is an encoder-decoder"
+        )
+    if not _is_causal(config):
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise UsageError(f"model.base_model: expected a causal language model, {base_model} is a {kind}")
+    return config
+
+
+_OTHER_HEADS = ("ForMaskedLM", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification")
+
+
+def _is_causal(config: PretrainedConfig) -> bool:
+    """Tell whether a config is of a model that writes text; one of remote code says so itself."""
+    if any(name.endswith(_OTHER_HEADS) for name in config.architectures or ()):
+        return False
+    is_known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) is not None
+    return is_known or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+
+
+def check_base(
+    base_model: str, *, revision: str | None, trust_remote_code: bool, quantization: Quantization
+) -> PretrainedConfig:
+    """Read a base model's config, and refuse what this package cannot train in the quantisation asked for.
+
+    Raises:
+        SurroundingsError: there is no such model, or it cannot be reached.
+        UsageError: it is no causal language model, or quantised already.
+    """
+    config = load_config(base_model, revision=revision, trust_remote_code=trust_remote_code)
+    if quantization != "none" and getattr(config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"model.quantization: {base_model} is stored quantised already; set model.quantization: none"
         )
     return config
 
@@ -65,11 +96,6 @@ def supported_attention(config: PretrainedConfig, choice: Choice) -> Choice:
 def causal_model(model: Any) -> Any:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def recomputable(model: nn.Module) -> list[Any]:
-    """Return the layers that can be recomputed, or shared out, one by one, in their order."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def quantization_config(
@@ -112,32 +138,26 @@ def load_base(
         SurroundingsError: files are missing or damaged, or lack weights that the architecture has.
         UsageError: the model is quantised already, or is no causal language model.
     """
-    config = load_config(base_model, revision=revision, trust_remote_code=trust_remote_code)
-    if quantization != "none" and getattr(config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"model.quantization: {base_model} is stored quantised already; set model.quantization: none"
-        )
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    check_base(base_model, quantization=quantization, **where)
+    settings = {
+        **where,
+        "quantization_config": quantization_config(quantization, dtype, storage),
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "device_map": {"": device or torch.device("cpu")},
+        "use_safetensors": True,  # pickled weights may run code
+        "output_loading_info": True,
+    }
+    # Of a model without safetensors transformers would take what somebody, such as a bot, proposed for it.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    load = cast(Any, AutoModelForCausalLM).from_pretrained
     try:
-        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
-            base_model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            quantization_config=quantization_config(quantization, dtype, storage),
-            dtype=dtype,
-            attn_implementation=attention,
-            device_map={"": device or torch.device("cpu")},
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise SurroundingsError(
-            f"model.base_model: a weight file of {base_model!r} is damaged ({first_line(error)}); "
-            "fetch it again (where git-lfs left pointers: git lfs pull)"
-        ) from error
-    except (OSError, ValueError, ImportError) as error:
-        raise SurroundingsError(
-            f"model.base_model: cannot load {base_model!r}: {first_line(error)}"
-        ) from error
+        model, info = with_retries(lambda: load(base_model, **settings), base_model)
+    except Exception as error:
+        if not is_about_files(error):
+            raise
+        raise explain_base(error, base_model, revision, "model.base_model") from error
     if missing := sorted(info["missing_keys"]):
         # transformers would train on with random weights in their place and only a warning.
         raise SurroundingsError(
@@ -240,6 +260,12 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
     """Name the layers whose rows are trained: the embedding, and the head where it is separate."""
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = cast(Any, embedding).weight.shape[0]
+    if max(ids) >= rows:
+        raise UsageError(
+            f"model.trainable_tokens: token {max(ids)} is behind the end of the model's vocabulary "
+            f"({rows:,} tokens): the tokenizer is not this model's"
+        )
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
     return {names[id(layer)]: list(ids) for layer in layers}
 

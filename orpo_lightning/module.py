@@ -29,6 +29,7 @@ from orpo_lightning.planning.checkpointing import Choice
 from orpo_lightning.schedules import (
     Schedule,
     fuse,
+    gradient_norm,
     keep_settings,
     make_schedule,
     parameter_groups,
@@ -110,6 +111,7 @@ class PreferenceModule(lightning.LightningModule):
         self.validation_name = "val"
         self._speed = Speed()
         self.grad_norm: Tensor | None = None
+        self._optimizer_settings: list[dict[str, Any]] | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
         self._layouts: dict[Layout, hardware.Choice] = {}
@@ -305,9 +307,11 @@ class PreferenceModule(lightning.LightningModule):
 
     def _go_on(self) -> None:
         """Let this run's settings win over the checkpoint's, and log what its last step was still to log."""
-        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        if changes := keep_settings(optimizer, schedule, self._optimizer_settings):
-            log.info("changed since the checkpoint: %s", ", ".join(changes))
+        if self._optimizer_settings is not None:  # else configure_optimizers is a subclass's own
+            schedule = self.trainer.lr_scheduler_configs[0].scheduler
+            changes = keep_settings(self.trainer.optimizers[0], schedule, self._optimizer_settings)
+            if changes:
+                log.info("changed since the checkpoint: %s", ", ".join(changes))
         if self.grad_norm is not None:
             values = {f"train/{name}": value for name, value in self._train_values().items()}
             step = float(self.trainer.global_step)
@@ -324,9 +328,7 @@ class PreferenceModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the gradient's norm (before clipping) where the step will be logged."""
         if (self.trainer.global_step + 1) % self._log_every == 0:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
-            self.grad_norm = freed() if freed else sharding.whole(torch.nn.utils.get_total_norm(gradients))
+            self.grad_norm = gradient_norm(optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         """Log what was summed up since the last logged step; nothing is read off the device in between."""

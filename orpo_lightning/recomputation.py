@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.modeling import causal_model, enable_checkpointing, recomputable
+from orpo_lightning.modeling import causal_model, enable_checkpointing
 from orpo_lightning.planning import weights
 from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
 from orpo_lightning.planning.peak import CONTEXT_BYTES
 from orpo_lightning.planning.settings import training_of
 from orpo_lightning.planning.shapes import read_model
+from orpo_lightning.sharding import is_sharded, recomputable
 
 # Of the device, left free: what the plan may be wrong by, and what a validation or a checkpoint takes.
 MARGIN = 0.1
@@ -35,7 +36,7 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
     if not {"batch_size", "max_length"} <= set(data):
         return Choice(layers, layers, True, "no data module tells how large batches can be")
-    if any(hasattr(parameter, "full_tensor") for parameter in module.model.parameters()):
+    if is_sharded(module.model):
         return Choice(layers, layers, True, "there is no plan for weights that are shared out over processes")
     budget = memory_for_training(module)
     if budget is None:

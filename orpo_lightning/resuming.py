@@ -10,6 +10,7 @@ import torch
 
 from orpo_lightning import __version__
 from orpo_lightning.adapter_state import check_same_weights
+from orpo_lightning.masking import mask
 from orpo_lightning.run_settings import changed_model, changed_options, recount, refuse
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
         CheckpointError: lists each difference in model, data and plan, or names the first weight that
         differs.
     """
-    saved, here = checkpoint.get("hyper_parameters", {}), module.hparams
+    saved, here = checkpoint.get("hyper_parameters", {}), mask(module.hparams)  # as they are saved
     found = changed_model(saved, here)
     trainer = module._trainer
     data: Any = None if trainer is None else getattr(trainer, "datamodule", None)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from orpo_lightning.errors import CheckpointError, UsageError
+from orpo_lightning.masking import mask_text
+from orpo_lightning.run_log import RunLogHandler
 
 PACKAGE_LOGGER = logging.getLogger("orpo_lightning")
 CHECKPOINTS = "checkpoints"
@@ -120,7 +122,7 @@ class _ConsoleHandler(logging.Handler):
         error = record.levelno >= logging.ERROR
         stream: TextIO = sys.stderr if error else sys.stdout
         prefix = {logging.WARNING: "warning: ", logging.ERROR: "error: "}.get(record.levelno, "")
-        print(prefix + record.getMessage(), file=stream, flush=True)
+        print(mask_text(prefix + record.getMessage()), file=stream, flush=True)
 
 
 def log_to_console(rank: int) -> None:
@@ -137,9 +139,7 @@ def log_to_file(folder: Path) -> None:
     """Append the package's messages to `log` in the run's folder, tracebacks of faults included."""
     close_log_file()
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    PACKAGE_LOGGER.addHandler(handler)
+    PACKAGE_LOGGER.addHandler(RunLogHandler(folder / "log", PACKAGE_LOGGER))
 
 
 def close_log_file() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -50,6 +50,21 @@ def fuse(optimizer: Optimizer, *, scales_loss: bool) -> None:
     if all(group["fused"] is None and group["foreach"] is None for group in optimizer.param_groups):
         for group in [optimizer.defaults, *optimizer.param_groups]:
             group["fused"] = True
+
+
+def trained(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return all parameters of an optimizer: those that are trained, without a walk through all modules."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Return the norm () of all gradients of the step under way, of all shards where there are some."""
+    freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
+    if freed is not None:
+        return freed()
+    gradients = [parameter.grad for parameter in trained(optimizer) if parameter.grad is not None]
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def parameter_groups(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

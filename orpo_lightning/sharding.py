@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orpo_lightning.errors import SurroundingsError, UsageError
-from orpo_lightning.modeling import causal_model, recomputable
+from orpo_lightning.modeling import causal_model
 
 T = TypeVar("T")
 _RUN = "_run_whole"
@@ -48,6 +49,11 @@ def shard(model: Any, mesh: Any, device: torch.device) -> None:
     setattr(causal, _RUN, lambda function: function())
     register_fsdp_forward_method(causal, _RUN)
     check_all_sharded(model)
+
+
+def recomputable(model: nn.Module) -> list[Any]:
+    """Return the layers that can be shared out, or recomputed, one by one, in their order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _keep_quantization(model: nn.Module) -> None:

@@ -11,8 +11,12 @@ import os
 import random
 import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
@@ -36,11 +40,19 @@ class Fault(NamedTuple):
         status: HTTP status to answer with; 200 serves the file.
         code: The hub's own error code (`X-Error-Code`), which decides the exception that clients raise.
         cut_after: Close the connection after this many bytes of the body.
+        reset: Close it without the farewell of TCP, as a crashed machine or a middle box does.
+        short_by: Leave out so many bytes of the body's end, and announce the shorter length.
+        seconds: Wait so long before the answer.
+        message: The hub's words for it.
     """
 
     status: int = HTTPStatus.OK
     code: str = ""
     cut_after: int | None = None
+    reset: bool = False
+    short_by: int = 0
+    seconds: float = 0
+    message: str = "A fault injected by the test."
 
 
 GATED_ANONYMOUS = Fault(HTTPStatus.UNAUTHORIZED, "GatedRepo")
@@ -55,8 +67,10 @@ class HubServer:
 
     Attributes:
         requests: Every request so far, as `"GET /mistralai/Mistral-7B-v0.1/resolve/main/config.json"`.
+        ranges: Of every request for a file's content its path, and the byte from which on it was asked for.
         faults: From a part of such a line to the faults of the requests containing it, one each, in turn;
-            once they are used up the requests are served again. `repeat(GATED_ANONYMOUS)` never ends.
+            once they are used up the requests are served again. `repeat(GATED_ANONYMOUS)` never ends. A `*`
+            in the part stands for anything.
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class HubServer:
         `owner/name@branch` is another branch than main of the repository.
         """
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int]] = []
         self.faults: dict[str, Iterator[Fault]] = {}
         self._folders = {("models", repo): Path(folder) for repo, folder in (models or {}).items()}
         self._folders |= {("datasets", repo): Path(folder) for repo, folder in (datasets or {}).items()}
@@ -102,10 +117,10 @@ class HubServer:
         url = urlsplit(target)
         line = f"{method} {unquote(url.path)}"
         self.requests.append(line)
-        turns = [turn for part, turn in self.faults.items() if part in line]
+        turns = [turn for part, turn in self.faults.items() if fnmatchcase(line, f"*{part}*")]
         fault = next(chain.from_iterable(turns), Fault())
         if fault.status != HTTPStatus.OK:
-            return _error(fault.status, fault.code, "A fault injected by the test.")
+            return _error(fault.status, fault.code, fault.message)
         match = _API.fullmatch(url.path) or _RESOLVE.fullmatch(url.path)
         if match is None:
             return _error(HTTPStatus.NOT_FOUND, "", f"This test server has no {url.path}")
@@ -129,7 +144,7 @@ class HubServer:
         }
         answer = answers[asked.get("verb", "revision")]()
         answer.headers["X-Repo-Commit"] = commit
-        return answer._replace(cut_after=fault.cut_after)
+        return answer._replace(fault=fault)
 
     def _branches(self, kind: str, repo: str) -> list[tuple[str, dict[str, bytes]]]:
         """Return the branches of a repository, each with its files by path."""
@@ -145,7 +160,7 @@ class _Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
-    cut_after: int | None = None
+    fault: Fault = Fault()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -158,16 +173,32 @@ class _Handler(BaseHTTPRequestHandler):
         answer = _apply_range(
             self.server.hub.answer(self.command, self.path, body), self.headers.get("Range")
         )
+        fault = answer.fault
+        if self.command == "GET" and "Accept-Ranges" in answer.headers:
+            found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            self.server.hub.ranges.append((self.path, int(found[1]) if found else 0))
+        time.sleep(fault.seconds)
+        sent = answer.body[: len(answer.body) - fault.short_by] if self.command == "GET" else answer.body
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(answer.body[: answer.cut_after])
-        if answer.cut_after is not None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # of a client that did not wait
+            self.wfile.write(sent[: fault.cut_after])
+        if fault.cut_after is not None:
             self.close_connection = True
+            self._hang_up(fault.reset)
+
+    def _hang_up(self, reset: bool) -> None:
+        if reset:
+            self.wfile.flush()
+            time.sleep(0.05)  # what was sent is read before
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
             self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_HEAD = do_POST = _respond  # noqa: N815

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from orpo_lightning.callbacks.boundaries import at_boundary, validates_next
-from orpo_lightning.checkpoint_files import check_room
+from orpo_lightning.full_disk import check_room
 from orpo_lightning.runfolder import LAST
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,16 +13,21 @@ import lightning
 import torch
 
 from orpo_lightning.callbacks.model_card import model_card
+from orpo_lightning.checkpoint_files import sync
+from orpo_lightning.full_disk import full_disk, is_full
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.sharding import is_sharded, whole_weights
 
 log = logging.getLogger(__name__)
+MANIFEST = "SHA256SUMS"
+_ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"
 
 
 class AdapterExport(lightning.Callback):
     """Saves the adapter (or, in full fine-tuning, the model) at the end and at the best validation value.
 
-    `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM.
+    `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM. SHA256SUMS in it
+    tells whether the files are what was written.
 
     Args:
         dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest
@@ -43,6 +49,12 @@ class AdapterExport(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best value of the run so far."""
         self.best = state_dict["best"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Bring back a folder that a killed run had moved aside."""
+        if trainer.is_global_zero:
+            for name in ("adapter", "adapter-best"):
+                _bring_back(Path(self.dirpath or trainer.default_root_dir) / name)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save where this validation was the best yet."""
@@ -66,16 +78,59 @@ class AdapterExport(lightning.Callback):
         folder = Path(self.dirpath or trainer.default_root_dir) / name
         staging = folder.with_name(f".{name}.{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
-        _save_weights(module, staging, state)
-        processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
-        if processor is not None:
-            processor.save_pretrained(staging)
-        (staging / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
-        _open_to_umask(staging)
-        # A kill leaves the old folder or the new one, never half of either under the final name.
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.replace(folder)
+        try:
+            _write(trainer, module, staging, state)
+            _put(staging, folder)
+        except Exception as error:  # weights are written in Rust, which has errors of its own
+            if is_full(error):
+                raise full_disk(folder, "the adapter", _ADVICE) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         log.info("saved %s (step %d)", folder, trainer.global_step)
+
+
+def _write(trainer: lightning.Trainer, module: Any, folder: Path, state: dict[str, Any] | None) -> None:
+    """Write all files of an export into a new folder; `state` are weights that were shared out."""
+    _save_weights(module, folder, state)
+    processor = getattr(getattr(trainer, "datamodule", None), "processor", None)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
+    _open_to_umask(folder)
+    _seal(folder)
+
+
+def _seal(folder: Path) -> None:
+    """Write down the files' digests, for `sha256sum -c SHA256SUMS`, and see all of it onto the disk."""
+    files = sorted(folder.iterdir())
+    lines = []
+    for path in files:
+        with path.open("rb") as stream:
+            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.name}\n")
+    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    for path in (*files, folder / MANIFEST, folder):
+        sync(path)
+
+
+def _put(staging: Path, folder: Path) -> None:
+    """Let a finished folder take the place of an older one: a kill leaves the old or the new one, whole."""
+    _bring_back(folder)
+    if folder.exists():
+        folder.replace(_aside(folder))
+    staging.replace(folder)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _bring_back(folder: Path) -> None:
+    """Undo an exchange that a kill cut short."""
+    if _aside(folder).exists() and not folder.exists():
+        _aside(folder).replace(folder)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _save_weights(module: Any, folder: Path, state: dict[str, Any] | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from orpo_lightning.callbacks.checkpoints import resume_checkpoint
 from orpo_lightning.errors import DivergedError
+from orpo_lightning.schedules import gradient_norm, trained
 
 log = logging.getLogger(__name__)
 _NAMED = 8
@@ -58,12 +59,14 @@ class FiniteSteps(lightning.Callback):
             DivergedError: too many steps in a row were left out.
         """
         losses, self._losses = self._losses, []
-        values = torch.stack([_norm(pl_module, optimizer), *(loss.float() for _, loss in losses)])
+        values = torch.stack(
+            [gradient_norm(optimizer).float().to(pl_module.device), *(loss.float() for _, loss in losses)]
+        )
         # Read once a step, all at a time; a loss is each rank's own.
         if not _on_any_rank(trainer, not bool(values.isfinite().all())):
             self.in_a_row = 0
             return
-        for parameter in pl_module.parameters():
+        for parameter in trained(optimizer):
             parameter.grad = None
         self.skipped += 1
         self._speak(trainer, losses)
@@ -100,16 +103,6 @@ class FiniteSteps(lightning.Callback):
         """Log how many steps were left out so far, once one was."""
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped), rank_zero_only=False)
-
-
-def _norm(module: lightning.LightningModule, optimizer: Any) -> Tensor:
-    """Return the norm () fp32 of all gradients of a step, of all shards where they are sharded."""
-    freed = getattr(optimizer, "grad_norm", None)  # of one that frees each gradient at once
-    if freed is not None:
-        return freed().float()
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    norm: Any = torch.nn.utils.get_total_norm(gradients)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float().to(module.device)
 
 
 def _scale(trainer: lightning.Trainer) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from orpo_lightning.errors import CheckpointError, DivergedError
+from orpo_lightning.schedules import trained
 from orpo_lightning.weights_digest import weights_digest
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class WeightsProof(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Any
     ) -> None:
         """Note whether this step will change anything; `FiniteSteps` may have taken its gradients away."""
+        if self._trained is None:
+            return
         has_rate = any(float(group["lr"]) > 0 for group in optimizer.param_groups)
-        has_gradient = any(p.grad is not None for p in pl_module.parameters())
+        has_gradient = any(p.grad is not None for p in trained(optimizer))
         self._is_moving = has_rate and (has_gradient or hasattr(optimizer, "grad_norm"))
 
     def on_train_batch_end(

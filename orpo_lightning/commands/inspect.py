@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_lightning import __version__
+from orpo_lightning.masking import mask_text
 
 if TYPE_CHECKING:
     from orpo_lightning.commands.data_cli import DataCLI
@@ -105,7 +106,7 @@ def _made(args: list[str]) -> dict[str, Any]:
     return {
         "package": __version__,
         "created": datetime.now().isoformat(timespec="seconds"),
-        "command": f"inspect {shlex.join(args)}",
+        "command": mask_text(f"inspect {shlex.join(args)}"),
     }
 
 

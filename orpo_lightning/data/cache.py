@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from orpo_lightning.data import (
     anchors,
     control_tokens,
@@ -47,6 +49,7 @@ from orpo_lightning.data.table import (
 )
 from orpo_lightning.data.tokenization import Chunk, tokenize_records
 from orpo_lightning.errors import DataError, SurroundingsError, first_line
+from orpo_lightning.full_disk import free_space
 
 _PLACES_KEPT = 5
 _LONGEST_LINE = 20_000
@@ -112,8 +115,8 @@ def open_stored(
                 _put(temporary, entry)
         except OSError as error:
             raise SurroundingsError(
-                f"{entry.parent}: cannot store the tokenised pairs: {error.strerror or error}; "
-                "free space there, or set data.cache_dir to another folder"
+                f"{entry.parent}: cannot store the tokenised pairs: {error.strerror or error}, free are "
+                f"{free_space(entry.parent)}; make room there, or set data.cache_dir to another folder"
             ) from error
         stored = _load(entry)
         assert stored is not None
@@ -204,6 +207,7 @@ class _Writer:
         self.stop_tokens: Counter[int] = Counter()
         self.scripts: Counter[str] = Counter()
         self.pairs = self.tokens = self.whole = self.kept_rows = self.cut_answers = 0
+        self.largest_token = -1
 
     def write(self, chunk: Chunk) -> None:
         for name, file in self.columns.items():
@@ -220,6 +224,7 @@ class _Writer:
         self.scripts += chunk.scripts
         self.pairs += len(chunk.places)
         self.tokens += len(chunk.tokens)
+        self.largest_token = max(self.largest_token, int(np.frombuffer(chunk.tokens, "i").max(initial=-1)))
         self.whole += len(chunk.whole_lengths) // 3
         self.kept_rows += chunk.kept_rows
         self.cut_answers += chunk.cut_answers
@@ -232,6 +237,7 @@ class _Writer:
             fingerprint=hashlib.sha256(parts.encode()).hexdigest(),
             pairs=self.pairs,
             tokens=self.tokens,
+            largest_token=self.largest_token,
             whole=self.whole,
             rows=self.kept_rows + sum(dropped.rows for dropped in self.dropped.values()),
             dropped=self.dropped,

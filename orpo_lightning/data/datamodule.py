@@ -17,7 +17,15 @@ from orpo_lightning.data.arguments import refuse_bad_arguments, share_or_source
 from orpo_lightning.data.cache import Reading, default_cache_dir
 from orpo_lightning.data.checks import other_run
 from orpo_lightning.data.left_out import LeftOut
-from orpo_lightning.data.loading import choose_collate, rank_of, require_own_sampler, tokens_of, world_size_of
+from orpo_lightning.data.loading import (
+    choose_collate,
+    rank_of,
+    refuse_late_validation,
+    refuse_unknown_tokens,
+    require_own_sampler,
+    tokens_of,
+    world_size_of,
+)
 from orpo_lightning.data.parts import Part, parse_sources, parts_of, rows_of_code
 from orpo_lightning.data.preparation import Cleaning, Preparation, Split
 from orpo_lightning.data.report import SplitReport
@@ -226,6 +234,8 @@ class PreferenceDataModule(LightningDataModule):
             require_validation_runs(self.trainer)
         if "train" in splits:
             self.train_dataset = self.preparation.train
+            pairs = len(self.train_dataset or ())
+            refuse_late_validation(self.trainer, pairs, self.split_of_steps(), self.tokens_per_batch)
         if "validation" in splits:
             self.validation_pairs = self.preparation.validation(beside_train="train" in splits)
             self.resize_validation(self.measured_size or self.validation_size)
@@ -356,7 +366,9 @@ class PreferenceDataModule(LightningDataModule):
 
     def _loader_of(self, pairs: PairTable, plan: PlannedSampler | SortedSampler) -> Loader:
         on_gpu = torch.cuda.is_available()
-        return Loader(pairs, plan, self._collate(), num_workers=self.num_workers, pin_memory=on_gpu)
+        collate = self._collate()
+        refuse_unknown_tokens(self.trainer, self.processor, pairs)
+        return Loader(pairs, plan, collate, num_workers=self.num_workers, pin_memory=on_gpu)
 
     def _collate(self) -> Collate:
         return choose_collate(self.layout, self.trainer, self.processor)

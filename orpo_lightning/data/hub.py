@@ -21,6 +21,7 @@ from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.readers import READERS, ending_of, read_file
 from orpo_lightning.data.rows import Row
 from orpo_lightning.errors import DataError, SurroundingsError, UserError
+from orpo_lightning.hub_access import with_retries
 
 _FILE = re.compile(r"hf://datasets/(?P<name>[^/]+/[^/@]+)@(?P<commit>[^/]+)/(?P<path>.+)")
 _PART = re.compile(r"(?P<split>[^\[]+)\[(?P<start>\d*):(?P<stop>\d*)\]")
@@ -95,10 +96,7 @@ def _open(place: HubName) -> Any:
     if known and datasets.config.HF_HUB_OFFLINE:
         return known
     try:
-        builder = datasets.load_dataset_builder(place.name, place.config, revision=place.revision)
-        if known and _is_cached(builder):
-            return known
-        return _split_of(builder, place)
+        return with_retries(lambda: _found(place, known), place.name)
     except UserError:
         raise
     except Exception as error:
@@ -110,6 +108,13 @@ def _open(place: HubName) -> Any:
         if explained is None:
             raise
         raise explained from error
+
+
+def _found(place: HubName, known: list[_File] | None) -> Any:
+    import datasets
+
+    builder = datasets.load_dataset_builder(place.name, place.config, revision=place.revision)
+    return known if known and _is_cached(builder) else _split_of(builder, place)
 
 
 def _part_of(split: str) -> tuple[str, int, int | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from orpo_lightning.batching.base import Layout
 from orpo_lightning.batching.costs import LayoutTokens, flat_tokens, padded_tokens
+from orpo_lightning.batching.packing import Split
 from orpo_lightning.batching.padded import pad_pairs
 from orpo_lightning.batching.sampler import Collate
 from orpo_lightning.batching.shared_prefix import lay_flat
+from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import UsageError
+from orpo_lightning.run_settings import SPLIT
 
 
 def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
@@ -27,7 +31,34 @@ def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
     if choose is not None and choose(layout).value == "shared_prefix":
         return lay_flat
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return partial(pad_pairs, pad_id=next(token for token in known if token is not None))
+    rows = _embedding_rows(trainer)
+    # A pad token may have been added behind the end of the model's vocabulary.
+    fits = (token for token in known if token is not None and (rows is None or token < rows))
+    return partial(pad_pairs, pad_id=next(fits))
+
+
+def refuse_unknown_tokens(trainer: Any, tokenizer: Any, pairs: PairTable) -> None:
+    """Stop where pairs hold a token that the model has no embedding for.
+
+    Raises:
+        UsageError: names the token and the size of the vocabulary.
+    """
+    rows, largest = _embedding_rows(trainer), pairs.largest_token
+    if rows is None or largest < rows:
+        return
+    text = tokenizer.convert_ids_to_tokens(largest)
+    raise UsageError(
+        f"data.tokenizer: it writes token {largest} ({text!r}), the model's vocabulary has {rows:,} (0 to "
+        f"{rows - 1:,}): set data.tokenizer to that of model.base_model, or take a base whose embeddings "
+        "were resized for this one"
+    )
+
+
+def _embedding_rows(trainer: Any) -> int | None:
+    """Return how many tokens the model has embeddings for; None for a module that does not say."""
+    model = getattr(getattr(trainer, "lightning_module", None), "model", None)
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return None if embeddings is None else int(embeddings.weight.shape[0])
 
 
 def tokens_of(collate: Collate) -> LayoutTokens:
@@ -50,4 +81,30 @@ def require_own_sampler(trainer: Any) -> None:
     if world_size_of(trainer) > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise UsageError(
             "trainer.use_distributed_sampler must be false: this data module shares out the pairs itself"
+        )
+
+
+def refuse_late_validation(
+    trainer: Any, pairs: int, steps: Mapping[str, int], tokens_per_batch: int | None
+) -> None:
+    """Stop where the first validation would come after the end of a pass, before a model is loaded for it.
+
+    Args:
+        trainer: that fits; its own check comes later.
+        pairs: of a pass over the data.
+        steps: batch_size, accumulate and world_size.
+        tokens_per_batch: most tokens of a micro-batch.
+
+    Raises:
+        UsageError: names both numbers.
+    """
+    if trainer is None or trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0:
+        return
+    batch_size, accumulate, world_size = (steps[key] for key in SPLIT)
+    split = Split(batch_size, accumulate, world_size, tokens_per_batch=tokens_per_batch)
+    interval, batches = trainer.val_check_interval, split.micro_batches(pairs)
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
+        raise UsageError(
+            f"trainer.val_check_interval: {interval:,} micro-batches, and a pass over the data has "
+            f"{batches:,}: lower it, or set trainer.check_val_every_n_epoch null to count on across passes"
         )

@@ -9,7 +9,7 @@ from orpo_lightning.data.control_tokens import ControlTokens
 from orpo_lightning.data.left_out import LeftOut, broken
 from orpo_lightning.data.records import PreferenceRecord
 from orpo_lightning.data.template_calls import ChatTemplate, Turns
-from orpo_lightning.errors import UsageError, first_line
+from orpo_lightning.errors import UsageError, UserError, first_line
 
 
 class Texts(NamedTuple):
@@ -66,6 +66,8 @@ class Renderer:
             prompt, chosen, rejected, tools = map(self._controls.marked, (prompt, chosen, rejected, tools))
         try:
             texts = self._texts(template, prompt, (chosen, rejected), tools)
+        except UserError:
+            raise
         except Exception as error:  # a template is a program: it raises what it likes
             reason = f"the chat template cannot render this row: {first_line(error)}"
         else:

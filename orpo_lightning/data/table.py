@@ -54,6 +54,8 @@ class TableInfo:
     """In which script how many answers of a sample are written."""
     notes: list[str]
     """What the chat template needed, a sentence each."""
+    largest_token: int = -1
+    """The largest token id; -1 where that was not looked at."""
 
     @property
     def rows_per_pair(self) -> int:
@@ -188,6 +190,11 @@ class PairTable(Sequence[TokenizedPair]):
     def name(self) -> str:
         """What the user calls the sources."""
         return " + ".join(source.info.source for source in self.sources)
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token id of the sources; -1 where that is not known."""
+        return max(source.info.largest_token for source in self.sources)
 
     def counts(self) -> list[int]:
         """Return how many pairs are of each source."""

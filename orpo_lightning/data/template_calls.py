@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from orpo_lightning.errors import UsageError, first_line
+from orpo_lightning.data.template_limit import TimeLimit
+from orpo_lightning.errors import UsageError, UserError, first_line
 
 Turns = list[dict[str, Any]]
 
@@ -74,6 +75,8 @@ class ChatTemplate:
         """Render turns that the template need not accept: what it says of them is said of no row."""
         try:
             return self._render(messages=turns, tools=tools, add_generation_prompt=False)
+        except UserError:
+            raise
         except Exception:
             return ""
 
@@ -98,6 +101,8 @@ def _compiled(tokenizer: Any, source: str) -> tuple[Callable[..., str], set[str]
     try:
         template = chat_template_utils._compile_jinja_template(source)
         variables = meta.find_undeclared_variables(template.environment.parse(source))
+        limit = TimeLimit()
+        template = limit.watched(source, template.environment)
     except TemplateSyntaxError as error:
         raise UsageError(
             f"data.chat_template: not a Jinja template: line {error.lineno}: {first_line(error)}"
@@ -105,7 +110,12 @@ def _compiled(tokenizer: Any, source: str) -> tuple[Callable[..., str], set[str]
     # Copied at every rendering: a plain dictionary at once, the chain of two that it is key by key.
     template.globals = dict(template.globals)
     constant = {"documents": None, **tokenizer.special_tokens_map}
-    return lambda **given: template.render(constant, **given), variables
+
+    def render_in_time(**given: Any) -> str:
+        limit.begin()
+        return template.render(constant, **given)
+
+    return render_in_time, variables
 
 
 def _plain(turns: Turns) -> Turns:

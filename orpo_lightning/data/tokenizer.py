@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from orpo_lightning.base_errors import explain_base, is_about_files
 from orpo_lightning.data.templates import read_template
-from orpo_lightning.errors import SurroundingsError, first_line
+from orpo_lightning.hub_access import with_retries
 
 
 def load_tokenizer(
@@ -29,13 +30,14 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    settings: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    load = AutoTokenizer.from_pretrained
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
-        )
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise SurroundingsError(f"data.tokenizer: cannot load {name_or_path!r}: {reason}") from error
+        tokenizer = with_retries(lambda: load(name_or_path, padding_side="left", **settings), name_or_path)
+    except Exception as error:
+        if not is_about_files(error):
+            raise
+        raise explain_base(error, name_or_path, revision, "data.tokenizer") from error
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     if tokenizer.pad_token is None:

@@ -113,13 +113,24 @@ class Forks:
         self._process.wait()
 
 
-def strike(where: str, step: int, do: str, times: int = 1) -> list[Any]:
+def strike(where: str, step: int, do: str, times: int = 1, rank: int = -1) -> list[Any]:
     """Return the words that make something happen in a run: see tests/faults/strike.py."""
-    named = {"where": where, "step": step, "do": do, "times": times}
+    named = {"where": where, "step": step, "do": do, "times": times, "rank": rank}
     return [
         f"--trainer.callbacks+={STRIKE}",
         *(f"--trainer.callbacks.{key}={value}" for key, value in named.items()),
     ]
+
+
+def run_ranks(words: list[Any], cwd: Path, processes: int = 2) -> Ended:
+    """Run a command line on several processes, which Lightning starts."""
+    ranks = [f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "orpo_lightning", *map(str, words), *ranks]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def load(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:

@@ -20,15 +20,18 @@ class Strike(lightning.Callback):
             timer does; or what goes wrong: "nan gradient", "nan loss" (of the batch that begins), "zero
             gradient", "frozen weight".
         times: how often; -1 for ever.
+        rank: the only rank it happens on; -1 is all.
     """
 
-    def __init__(self, where: str, step: int, do: str, times: int = 1) -> None:
+    def __init__(self, where: str, step: int, do: str, times: int = 1, rank: int = -1) -> None:
         """Take the hook's place."""
-        self.step, self.do, self.times = step, do, times
+        self.step, self.do, self.times, self.rank = step, do, times, rank
         setattr(self, where, self._strike)
 
     def _strike(self, trainer: Any, module: Any, *args: Any, **named: Any) -> None:
         if trainer.sanity_checking or trainer.global_step < self.step or self.times == 0:
+            return
+        if self.rank not in (-1, trainer.global_rank):
             return
         self.times -= 1
         if self.do == "stop":

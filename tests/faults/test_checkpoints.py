@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs import Ended, Forks, assert_equal, load, strike
 
 from orpo_lightning.checkpoint_files import read_checkpoint, write_checkpoint
 from orpo_lightning.errors import CheckpointError, SurroundingsError
+from orpo_lightning.full_disk import check_room
 
 Fit = Callable[..., list[Any]]
 
@@ -222,6 +224,22 @@ def test_a_run_that_ended_is_exported_again_when_it_is_resumed(run: Path, fit: F
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_an_export_carries_the_digests_of_its_files(saved: Path) -> None:
+    check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(check, cwd=saved / "adapter", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    named = {line.rpartition(": ")[0] for line in done.stdout.splitlines()}
+    assert named == {path.name for path in (saved / "adapter").iterdir()} - {"SHA256SUMS"}
+
+
+def test_an_export_that_a_kill_cut_short_is_brought_back(run: Path, fit: Fit, forks: Forks) -> None:
+    (run / "adapter-best").rename(run / ".adapter-best.old")
+    ended = forks.run(fit("run", "--trainer.max_steps=4", "--resume=auto"), run.parent)
+    assert ended.code == 0, ended.err
+    assert (run / "adapter-best" / "adapter_model.safetensors").is_file()
+    assert not (run / ".adapter-best.old").exists()
+
+
 def test_a_second_run_in_the_folder_of_one_under_way_is_refused(
     fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
@@ -238,15 +256,11 @@ def test_a_second_run_in_the_folder_of_one_under_way_is_refused(
 def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from orpo_lightning import checkpoint_files
-
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-    monkeypatch.setattr(checkpoint_files.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(
-        SurroundingsError, match=r"need 2\.0 MB, free are 1\.0 MB; make room or set --run_dir"
-    ):
-        checkpoint_files.check_room(tmp_path / "not" / "there", 2 * 10**6)
-    checkpoint_files.check_room(tmp_path, 10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(SurroundingsError, match=r"need 2\.0 MB, free are 1\.0 MB; make room or set "):
+        check_room(tmp_path / "not" / "there", 2 * 10**6)
+    check_room(tmp_path, 10**5)
 
 
 def test_checkpoints_in_an_object_store_carry_a_digest_too() -> None:

@@ -1,0 +1,41 @@
+"""The `config.yaml` of a run: everything resolved, nothing secret."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.cli import SaveConfigCallback
+
+from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.masking import mask
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration of a training run to `config.yaml` in its folder."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Save before training; a validation or test leaves the file of the training alone."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
+
+        Raises:
+            SurroundingsError: the disk is full; the file that was there is still there.
+        """
+        path = Path(self.config.run_dir) / "config.yaml"
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        settings = {"skip_none": False, "overwrite": True, "multifile": False, "skip_validation": True}
+        try:
+            self.parser.save(mask(self.config), str(staging), **settings)
+            staging.replace(path)
+        except OSError as error:
+            if is_full(error):
+                raise full_disk(path, "the configuration", "set --run_dir to another disk") from error
+            raise
+        finally:
+            staging.unlink(missing_ok=True)
