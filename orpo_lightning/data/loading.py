@@ -58,6 +58,8 @@ def _embedding_rows(trainer: Any) -> int | None:
     """Return how many tokens the model has embeddings for; None for a module that does not say."""
     model = getattr(getattr(trainer, "lightning_module", None), "model", None)
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    # Of one whose rows are trained, PEFT would put the weight together anew.
+    embeddings = getattr(embeddings, "original_module", embeddings)
     return None if embeddings is None else int(embeddings.weight.shape[0])
 
 
