@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, and those of the quickstart's run, which takes a minute."""
     for item in items:
@@ -72,7 +73,6 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = folder / "runs" / "quickstart"
     settings = {"VENV": str(folder / "venv"), "RUN_DIR": str(run), "XDG_CACHE_HOME": str(folder / "cache")}
     environment = {**os.environ, **settings}
-    environment.pop("OMP_NUM_THREADS")
     words = ["bash", str(Path(__file__).parent.parent / "scripts" / "quickstart")]
     log = (folder / "killed.log").open("w")
     first = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
