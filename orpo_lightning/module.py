@@ -13,13 +13,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from orpo_lightning import hardware, modeling, recomputation, resuming, sharding
+from orpo_lightning import hardware, modeling, policy, recomputation, resuming
 from orpo_lightning.adapter_state import trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD
-from orpo_lightning.errors import UsageError
-from orpo_lightning.initialization import apply_loftq, check_initialization, check_lora, keep_initial_adapter
+from orpo_lightning.initialization import check_initialization, check_lora
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
@@ -123,77 +122,16 @@ class PreferenceModule(lightning.LightningModule):
         """Load the base, quantise it, add LoRA; on the rank's device, once though called more often."""
         if self.model is not None:
             return
-        settings = self.hparams
-        dtype = self._weights_dtype()
-        where = {key: settings[key] for key in ("revision", "trust_remote_code")}
-        config = modeling.load_config(settings["base_model"], **where)
-        if settings["attention"] == "auto":
-            device = hardware.detect_device("cuda" if self.device.type == "cuda" else self.device.type)
-            choice = hardware.choose_attention(device, self._precision())
-            self.attention_choice = modeling.supported_attention(config, choice)
-        base = modeling.load_base(
-            settings["base_model"],
-            quantization=settings["quantization"],
-            dtype=dtype,
-            attention=self.attention_choice.value,
-            **self._place(dtype),
-            **where,
-        )
-        modeling.disable_dropout(base)
-        if settings["gradient_checkpointing"]:  # auto: all, until the run is known
-            modeling.enable_checkpointing(base)
-        self.model = self._add_lora(base, dtype) if settings["lora_r"] else base
-        # from_pretrained returns eval mode, Lightning keeps modes, and in eval mode nothing is recomputed.
-        self.model.train()
-        if self.device_mesh is not None:  # a ModelParallelStrategy made it
-            sharding.shard(self.model, self.device_mesh["data_parallel"], self.device)
-
-    def _place(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Return where the base is loaded to: before it is shared out, it need not fit on one device."""
-        sharded, quantized = self.device_mesh is not None, self.hparams["quantization"] != "none"
-        device = torch.device("cpu") if sharded and not quantized else self.device
-        return {"device": device, "storage": dtype if sharded else torch.uint8}
-
-    def _add_lora(self, base: Any, dtype: torch.dtype) -> Any:
-        settings = self.hparams
-        model = modeling.add_lora(
-            base,
-            r=settings["lora_r"],
-            alpha=settings["lora_alpha"],
-            dropout=settings["lora_dropout"],
-            targets=settings["lora_targets"],
-            variant=settings["lora_variant"],
-            init=settings["lora_init"],
-            trainable_token_ids=self._trainable_token_ids(),
+        self.model, self.attention_choice, self._initial_adapter = policy.build(
+            self.hparams,
+            device=self.device,
+            precision=self._precision(),
+            mesh=self.device_mesh,
             seed=run_seed() or 0,
         )
-        if settings["lora_init"] == "loftq":
-            where = {key: settings[key] for key in ("base_model", "revision", "trust_remote_code")}
-            apply_loftq(model, modeling.load_base(**where, dtype=dtype))
-        if settings["lora_init"] == "pissa":
-            self._initial_adapter = keep_initial_adapter(model)
-        return model
-
-    def _trainable_token_ids(self) -> list[int]:
-        if not self.hparams["trainable_tokens"]:
-            return []
-        from orpo_lightning.data.tokenizer import load_tokenizer
-
-        where = {key: self.hparams[key] for key in ("revision", "trust_remote_code")}
-        vocabulary = load_tokenizer(self.hparams["base_model"], **where).get_vocab()
-        for token in self.hparams["trainable_tokens"]:
-            if token not in vocabulary:
-                raise UsageError(f"model.trainable_tokens: {token!r} is no single token of this tokenizer")
-        return [vocabulary[token] for token in self.hparams["trainable_tokens"]]
 
     def _precision(self) -> str:
         return self.trainer.precision if self._trainer is not None else "32-true"
-
-    def _weights_dtype(self) -> torch.dtype:
-        if self.hparams["dtype"] != "auto":
-            return getattr(torch, self.hparams["dtype"])
-        # Weights that are trained themselves stay float32 under autocast: half precision loses small updates.
-        return hardware.compute_dtype(self._precision()) if self.hparams["lora_r"] else torch.float32
 
     # Training
 
@@ -236,14 +174,14 @@ class PreferenceModule(lightning.LightningModule):
 
     def step(self, batch: PairBatch) -> ObjectiveOutput:
         """Return the objective's terms and metrics of a micro-batch; extend the two dicts to add your own."""
-        policy = self(batch)
-        output = self.objective(policy)
-        if policy.router_loss is None:
+        logps = self(batch)
+        output = self.objective(logps)
+        if logps.router_loss is None:
             return output
-        pairs = policy.weights.sum()
+        pairs = logps.weights.sum()
         step_pairs = pairs if batch.normalisers is None else batch.normalisers.pairs
         weight = router_loss_weight(self._scorer.model)  # type: ignore[union-attr]
-        term = Term(weight, policy.router_loss * pairs, pairs, step_pairs)
+        term = Term(weight, logps.router_loss * pairs, pairs, step_pairs)
         return output._replace(terms={**output.terms, "router_loss": term})
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -409,7 +347,7 @@ class PreferenceModule(lightning.LightningModule):
         settings = self.hparams
         total, trainable = modeling.parameter_counts(self.model)
         kind = f"{settings['lora_variant']} r={settings['lora_r']}" if settings["lora_r"] else "all weights"
-        dtype = str(self._weights_dtype()).removeprefix("torch.")
+        dtype = str(policy.weights_dtype(settings, self._precision())).removeprefix("torch.")
         architecture = type(modeling.causal_model(self.model)).__name__.removeprefix("FSDP")
         layouts = [("layout", f"{choice.value} ({choice.reason})") for choice in self._layouts.values()]
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"

@@ -37,6 +37,7 @@ FLOORS = {
     "initialization": 1,
     "lean_lora": 1,
     "recomputation": 1,
+    "policy": 1,
     "scoring": 1,
     "sharding": 1,
     "sharded_strategy": 2,
