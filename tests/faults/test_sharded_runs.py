@@ -63,6 +63,21 @@ def test_a_sharded_run_saves_and_exports_what_one_process_does(
         assert_equal(shapes[0], shapes[1], "shapes of the optimizer's state")
 
 
+def test_a_sharded_checkpoint_is_validated_with_and_without_sharding_to_the_same_values(
+    whole: dict[str, Path], fit: Fit, forks: Forks
+) -> None:
+    folder = whole["full"].parent
+    words = fit("full", *KINDS["full"], "--resume=auto", verb="validate")
+    words = [word for word in words if "save_every" not in str(word)]
+    alone = forks.run(words, folder)
+    assert alone.code == 0, alone.err
+    first, second = forks.run_ranks([*words, "--trainer.strategy=fsdp2"], folder, 2)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    (expected,) = [line for line in alone.out.splitlines() if line.startswith("validation  loss")]
+    assert expected in first.out.splitlines()
+    assert "validation  loss" not in second.out  # one log
+
+
 def test_a_sharded_run_goes_on_without_sharding_and_knows_its_base_again(
     fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
