@@ -101,12 +101,12 @@ def _values_and_jacobian(hidden: Tensor, target_ids: Tensor, head: Head) -> tupl
         leaf = hidden.detach().requires_grad_()
         logits = head(leaf)
     ids = target_ids[:, None]
-    wide = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
-    softmax = wide.log_softmax(1)
+    # No name for the fp32 copy of half-precision logits: it goes before the softmax is cast back.
+    softmax = (logits.detach() if logits.dtype == torch.float64 else logits.detach().float()).log_softmax(1)
     values = softmax.gather(1, ids)[:, 0]
     softmax.exp_().scatter_add_(1, ids, softmax.new_full((), -1.0).expand_as(ids))
     (negative,) = torch.autograd.grad(logits, leaf, softmax.to(logits.dtype))
-    return values, -negative
+    return values, negative.neg_()
 
 
 def target_logps(

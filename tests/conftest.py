@@ -16,14 +16,6 @@ from typing import Any
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and those of the quickstart's run, which takes a minute."""
-    for item in items:
-        shares_run = "quickstart" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("quickstart" if shares_run else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def _no_seed_left_behind() -> Any:
     """Undo `seed_everything`: it writes the environment, and the module seeds dropout from there."""

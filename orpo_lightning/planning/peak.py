@@ -15,9 +15,9 @@ from orpo_lightning.planning import activations, weights
 from orpo_lightning.planning.base import Batch, Model, Training
 
 _FP32 = 4
-# Tensors as large as a chunk of logits, all fp32: the logits, less their log-sum-exp, the exponential of
-# that, and its product with the gradient.
-_LOGITS = 4
+# Tensors as large as a chunk of logits, all fp32. Of a frozen head: logits and softmax. Where autograd finds
+# the way: logits, less their log-sum-exp, the exponential of that, and its product with the gradient.
+_LOGITS_OF_FROZEN, _LOGITS = 2, 4
 # What a fragmented allocator loses, of what comes and goes in a step: assumed, stated as a line of its own.
 FRAGMENTATION = 0.05
 # CUDA's context with the kernels that are loaded, and cuBLAS's workspace: no tensors, but on the card.
@@ -118,11 +118,13 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     rows = min(chunk_rows(model.vocabulary), batch.targets)
     logits = rows * model.vocabulary * _FP32
     states = parts.head
+    as_given = logits * training.compute_bytes // _FP32 if training.compute_bytes < _FP32 else 0
     if training.lora_r and not training.trained_rows and not model.adapted_head:
         jacobian = batch.targets * model.hidden * training.weight_bytes
-        yield "head", parts._replace(head=states + jacobian + (_LOGITS + model.softcap) * logits)
+        gradient = rows * model.hidden * training.weight_bytes
+        chunk = (_LOGITS_OF_FROZEN + model.softcap) * logits + as_given + gradient
+        yield "head", parts._replace(head=states + jacobian + chunk)
         return
-    as_given = logits * training.compute_bytes // _FP32 if training.compute_bytes < _FP32 else 0
     copy = weights.cast_bytes([(model.vocabulary, model.hidden)], training) if not training.lora_r else 0
     yield "head", parts._replace(head=states + logits + as_given, casts=parts.casts + copy)
     # The gradient of a chunk, beside the sum over the chunks before it where there are any.
