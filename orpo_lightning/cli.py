@@ -49,7 +49,7 @@ from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
-from orpo_lightning.run_settings import changed_model, is_other_base, refuse
+from orpo_lightning.run_settings import BASE, changed_model, refuse
 from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
 from orpo_lightning.saved_config import SaveRunConfig
 from orpo_lightning.stop_signals import StopSignals
@@ -206,7 +206,7 @@ class PreferenceCLI(LightningCLI):
         """Compare the base model's name with the checkpoint's before another one is downloaded."""
         saved, model = (self.checkpoint.content or {}).get("hyper_parameters"), config.get("model")
         here = vars(mask(model)) if isinstance(model, Namespace) else {}  # as they are saved
-        if saved and is_other_base(saved, here):
+        if saved and changed_model(saved, here, BASE):
             refuse(changed_model(saved, here))
 
     def before_fit(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,19 @@ FIXED = (
     "trainable_tokens",
 )
 """Arguments of the module without which the saved weights mean something else."""
+BASE = ("base_model", "revision")
+"""Those that name the base model, which need not be loaded to be compared."""
 
 
-def changed_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return in words which of FIXED differ between a checkpoint's hyper-parameters and this run's.
+def changed_model(
+    saved: Mapping[str, Any], here: Mapping[str, Any], fixed: Sequence[str] = FIXED
+) -> list[str]:
+    """Return in words which of FIXED, or of some of them, a checkpoint and this run set differently.
 
     A base model in another folder is no difference: what counts is its weights, which `WeightsProof`
     compares.
     """
-    keys = [key for key in FIXED if key in saved and key in here]
+    keys = [key for key in fixed if key in saved and key in here]
     return [
         f"model.{key} {saved[key]} became {here[key]}"
         for key in keys
@@ -44,11 +48,6 @@ def refuse(differences: list[str]) -> None:
             f"the checkpoint is of another run: {'; '.join(differences)}. Resume with the settings it was "
             "started with, or start another run (--run_dir NEW)"
         )
-
-
-def is_other_base(saved: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Tell whether the base model is another one, which need not be loaded to see that."""
-    return any(line.startswith(("model.base_model", "model.revision")) for line in changed_model(saved, here))
 
 
 def changed_options(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

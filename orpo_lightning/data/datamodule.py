@@ -256,7 +256,7 @@ class PreferenceDataModule(LightningDataModule):
         )
         if self._position is not None:
             refuse(self.other_run(self._position))
-            plan.resume_at(self._position["epoch"], same_place(self._position, self._whereabouts()) or 0)
+            plan.resume_at(self._position["epoch"], same_place(self._position, self.split_of_steps()) or 0)
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
 
@@ -333,7 +333,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def split_of_steps(self) -> dict[str, int]:
         """Return batch_size, accumulate and world_size: how the pairs of a step are split."""
-        return {key: self._plan()[key] for key in SPLIT}
+        plan = self._plan()
+        return {key: plan[key] for key in SPLIT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let training go on from there.

@@ -112,12 +112,11 @@ def _encode_ahead(
         while items := list(islice(rows, _CHUNK)):
             prepared = rules.prepare([item if isinstance(item, LeftOut) else screen(item) for item in items])
             # The chunk before the last has the encoder that comes next.
-            first = waiting.popleft() if len(waiting) == 2 else None
-            pairs = None if first is None else first[1].result()
+            due = [waiting.popleft()] if len(waiting) == 2 else []
+            done = [(chunk, encoded.result()) for chunk, encoded in due]
             texts = [texts for _, _, texts in prepared.usable]
             waiting.append((prepared, pool.submit(next(turns).encode, texts)))
-            if first is not None and pairs is not None:
-                yield first[0], pairs
+            yield from done
         for prepared, encoded in waiting:
             yield prepared, encoded.result()
 
