@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
 from benchmark_data import compare_digests  # noqa: E402
-from benchmark_process import Meter, memory  # noqa: E402
 from benchmark_rows import json_line, numbered, read_pairs, write_rows  # noqa: E402
 from benchmark_sides import SIDES  # noqa: E402
 
@@ -96,20 +95,30 @@ def test_numbered_rows_are_all_different_and_as_many_bytes_as_were_asked_for() -
     assert sum(map(len, lines[:-1])) <= limit < sum(map(len, lines))
 
 
+def measured_alone(work: str) -> dict[str, float]:
+    """Figures of the work in a process of its own, as every side is measured.
+
+    In pytest's own process a collection of garbage frees, at any moment, more than the work takes.
+    """
+    lines = ["import json, subprocess, sys", f"sys.path.append({str(ROOT / 'scripts')!r})"]
+    lines += ["from benchmark_process import Meter, memory", "with Meter(memory()) as meter:"]
+    lines += [f"    {line}" for line in work.splitlines()] + ["print(json.dumps(meter.figures()))"]
+    words = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
 def test_the_meter_sees_memory_that_came_and_went() -> None:
-    with Meter(memory()) as meter:
-        block = b"1" * (MEGABYTES * 10**6)
-        del block
-    figures = meter.figures()
+    figures = measured_alone(f"block = b'1' * {MEGABYTES * 10**6}\ndel block")
     assert 0.9 * MEGABYTES < figures["peak_mb"] < 2 * MEGABYTES
     assert figures["seconds"] > 0
 
 
 def test_the_meter_sees_the_memory_of_worker_processes() -> None:
-    code = f"import time; block = b'1' * {MEGABYTES * 10**6}; time.sleep(1.5)"
-    with Meter(memory()) as meter:
-        subprocess.run([sys.executable, "-c", code], check=True)
-    figures = meter.figures()
+    worker = f"import time; block = b'1' * {MEGABYTES * 10**6}; time.sleep(1.5)"
+    figures = measured_alone(f"subprocess.run([sys.executable, '-c', {worker!r}], check=True)")
     assert 0.9 * MEGABYTES < figures["worker_processes_mb"] < 2 * MEGABYTES
     assert figures["peak_anonymous_mb"] > 0.9 * MEGABYTES
 
