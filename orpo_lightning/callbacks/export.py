@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from orpo_lightning.callbacks.model_card import model_card
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.sealed_folder import bring_back, staged
 from orpo_lightning.sharding import is_sharded, whole_weights
+from orpo_lightning.trained import TRAINING
 
 log = logging.getLogger(__name__)
 _ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"
@@ -22,7 +24,7 @@ class AdapterExport(lightning.Callback):
     """Saves the adapter (or, in full fine-tuning, the model) at the end and at the best validation value.
 
     `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM. SHA256SUMS in it
-    tells whether the files are what was written.
+    tells whether the files are what was written; training.json what the base was quantised to.
 
     Args:
         dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest
@@ -83,6 +85,9 @@ def _write(trainer: lightning.Trainer, module: Any, folder: Path, state: dict[st
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
+    if causal_model(module.model) is not module.model:
+        facts = {key: module.hparams[key] for key in ("quantization", "lora_init", "lora_variant")}
+        (folder / TRAINING).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _save_weights(module: Any, folder: Path, state: dict[str, Any] | None) -> None:
