@@ -276,6 +276,12 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
     return Loaded(model.eval(), tokenizer, rows)
 
 
+def weight_files(trained: Trained) -> list[Path]:
+    """Return the files of weights that lie in folders here: of the adapter and of the base."""
+    folders = [Path(name).expanduser() for name in {trained.base, trained.weights}]
+    return sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
+
+
 def add_adapter(model: Any, adapter: str) -> Any:
     """Return a base with an adapter from a folder or the hub.
 

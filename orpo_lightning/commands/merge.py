@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from orpo_lightning.merge_proof import Difference
     from orpo_lightning.trained import Trained
 
-HELP = """usage: orpo-lightning merge MODEL --out FOLDER [--onto WEIGHTS] [--dtype TYPE] [--pairs FILE] [--json]
+HELP = """usage: orpo-lightning merge MODEL --out FOLDER [--onto WEIGHTS] [--dtype TYPE] [--json] [OPTIONS]
 
 Adds the adapter's update to the weights of its base and writes a whole model, with tokenizer, chat template,
 stop tokens and model card, which plain transformers, vLLM and llama.cpp load. The base is in memory once.
 
-The proof: the log-probabilities of held-out answers before, and afterwards as plain transformers computes them
-from the folder in a process of its own. They are printed and written to merge.json. Where they differ by more
-than rounding the folder is kept beside as FOLDER.failed and the exit code is 4.
+The proof: the log-probabilities of held-out answers before, and afterwards as plain transformers computes
+them from the folder in a process of its own. They are printed and written to merge.json. Where they differ by
+more than rounding the folder is kept beside as FOLDER.failed and the exit code is 4.
 
 options:
   MODEL                   a run's folder, an adapter's, or a hub id
@@ -172,7 +172,7 @@ def _aside(folder: Path) -> Path:
 
 
 def _logps_as_trained(work: _Work) -> list[float]:
-    """Return the log-probabilities on the weights that the adapter was trained on; they are gone afterwards."""
+    """Return the log-probabilities on the weights it was trained on, which are not kept in memory."""
     from orpo_lightning.merge_proof import answer_logps
     from orpo_lightning.trained import load
 
@@ -231,13 +231,13 @@ def _say_result(facts: dict[str, Any], folder: Path) -> None:
     found, other = facts["difference"], facts["difference_from_trained_weights"]
     _row(
         "difference",
-        f"max {found['max']:.2g}, mean {found['mean']:.2g} nats a token before and after, in plain transformers "
-        f"(allowed {found['bound']:g})",
+        f"max {found['max']:.2g}, mean {found['mean']:.2g} nats a token before and after, in plain "
+        f"transformers (allowed {found['bound']:g})",
     )
     if other is not None:
         _row(
             "trained on",
-            f"{facts['trained_on']}: the merged model differs from the model there by max {other['max']:.2g}, "
-            f"mean {other['mean']:.2g} nats a token",
+            f"{facts['trained_on']}: the merged model differs from the model there by max "
+            f"{other['max']:.2g}, mean {other['mean']:.2g} nats a token",
         )
     _row("merged", str(folder))
