@@ -225,14 +225,20 @@ def _by(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """Let a model generate by these settings alone, in eval mode, and be as it was afterwards.
 
     What its own settings hold besides (a temperature, a penalty) would be filled in where ours say nothing.
+    A router's loss is nobody's business here, and in padded rows transformers fails at it.
     """
     before, modes = model.generation_config, [(module, module.training) for module in model.modules()]
+    routed = getattr(model.config, "output_router_logits", None)
     model.generation_config = settings
     model.eval()
+    if routed:
+        model.config.output_router_logits = False
     try:
         yield
     finally:
         model.generation_config = before
+        if routed:
+            model.config.output_router_logits = routed
         for module, mode in modes:
             module.training = mode
 
