@@ -41,6 +41,8 @@ FLOORS = {
     "policy": 1,
     "trained": 1,
     "generation": 1,
+    "answer_file": 1,
+    "conversation": 1,
     "cards": 1,
     "merging": 1,
     "merge_proof": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -15,6 +17,7 @@ from test_trained import as_run, sums
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from orpo_lightning import merge_proof
 from orpo_lightning.__main__ import main
 from orpo_lightning.errors import CheckpointError, UsageError
 from orpo_lightning.merge_proof import Difference, answer_logps, answer_logps_of_folder, check
@@ -180,37 +183,28 @@ def test_the_proof_sees_a_changed_weight_and_keeps_the_folder(tiny_base: str, tm
     assert Difference.of([0.0, math.nan], [0.0, math.nan]).max == math.inf
 
 
-def test_a_folder_that_lacks_a_weight_is_no_proof(tiny_base: str, tmp_path: Path) -> None:
+def test_a_folder_that_lacks_a_weight_is_no_proof(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     state = {name: value for name, value in model.state_dict().items() if "layers.1.mlp.up" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(
-        CheckpointError, match=r"not this architecture's: missing_keys model.layers.1.mlp.up_proj"
-    ):
-        answer_logps_of_folder(tmp_path, PAIRS, CPU, False)
+    asked, answered = tmp_path / "pairs.json", tmp_path / "answered.json"
+    asked.write_text(json.dumps(PAIRS))
+    monkeypatch.setattr("sys.argv", ["-c", str(tmp_path), str(asked), str(answered), "cpu", "0"])
+    merge_proof.main()
+    assert json.loads(answered.read_text())["wrong"].startswith("missing_keys model.layers.1.mlp.up_proj")
 
 
 @pytest.fixture(scope="module")
 def merged(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Merge the NF4 run as a user does; return the folder and what was printed."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("out") / "merged"
-    words = [
-        "merge",
-        str(runs / "nf4"),
-        "--out",
-        str(folder),
-        "--dtype",
-        "float32",
-        "--max_shard_size",
-        "100KB",
-    ]
-    words = [sys.executable, "-m", "orpo_lightning", *words]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    words = [str(runs / "nf4"), "--out", str(folder), "--dtype", "float32", "--max_shard_size", "100KB"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["merge", *words]) == 0
+    return folder, printed.getvalue()
 
 
 def test_the_command_states_the_proof_and_the_difference_from_nf4(merged: tuple[Path, str]) -> None:
