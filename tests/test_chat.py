@@ -83,7 +83,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.05)
+                parameter.normal_(std=0.2)
     model.save_pretrained(folder)
     return str(folder)
 

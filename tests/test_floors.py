@@ -45,6 +45,7 @@ FLOORS = {
     "conversation": 1,
     "cards": 1,
     "merging": 1,
+    "pushing": 1,
     "merge_proof": 1,
     "proof_pairs": 2,
     "scoring": 1,
