@@ -51,8 +51,8 @@ def pack(trained: Trained, base: str | None) -> Parcel:
     named = _named_base(folder, files)
     if base is None and Path(named).expanduser().is_dir():
         raise UsageError(
-            f"{trained.name}: its base {named} is a folder here, which says nothing to anybody else: name the "
-            "base's hub id with --base"
+            f"{trained.name}: its base {named} is a folder here, which says nothing to anybody else: "
+            "name the base's hub id with --base"
         )
     if base is not None:
         files |= _renamed(folder, files, base)
