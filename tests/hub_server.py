@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>.+?)"
     r"(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
@@ -256,7 +258,9 @@ def _apply_range(answer: _Answer, header: str | None) -> _Answer:
 
 def _repo_info(repo: str, commit: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     siblings = [{"rfilename": path} for path in files]
-    return {"id": repo, "sha": commit, "private": False, "gated": False, "tags": [], "siblings": siblings}
+    info = {"id": repo, "sha": commit, "private": False, "gated": False, "tags": [], "siblings": siblings}
+    front = re.match(r"---\n(.*?)\n---", files.get("README.md", b"").decode(), re.DOTALL)
+    return info | ({"cardData": yaml.safe_load(front[1])} if front else {})
 
 
 def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> _Answer:

@@ -116,9 +116,7 @@ def test_an_adapter_is_sent_whole_and_loads_from_the_hub_by_its_name(
     code, printed = client("mine", "push", str(run / "run"), REPO, "--private", "--base", BASE)
     assert code == 0, printed
     assert f"sent to {hub.endpoint}/{REPO}/commit/" in printed
-    assert hub.created == [
-        {"name": "tiny-orpo", "organization": "me", "visibility": "private", "type": "model"}
-    ]
+    assert hub.created == [{"name": "tiny-orpo", "organization": "me", "visibility": "private"}]
     assert len(hub.commits) == 1
     sent = hub.storage / REPO
     names = {path.name for path in (run / "run" / "adapter").iterdir()}
