@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from orpo_lightning.trained import ADAPTER_CONFIG, Trained
-from orpo_lightning.vllm_rules import max_lora_rank, refusals
+from orpo_lightning.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
 
 
 class Served(NamedTuple):
@@ -75,6 +75,7 @@ def _adapter(served: Served) -> list[str]:
         ]
     else:
         lines += ["```", vllm_command(served), "```"]
+        lines += [line for words in warnings(_config(trained)) for line in ("", f"Mind: {words}.")]
         if trained.quantization != "none":
             lines += [
                 "",
@@ -98,7 +99,7 @@ def vllm_command(served: Served) -> str:
     trained, folder = served.trained, Path(str(served.trained.adapter))
     config: Mapping[str, Any] = _config(trained)
     words = ["vllm", "serve", trained.base, "--enable-lora"]
-    words += ["--lora-modules", f"orpo={folder}", "--max-lora-rank", str(max_lora_rank(config["r"]))]
+    words += ["--lora-modules", f"orpo={folder}", "--max-lora-rank", str(max_lora_rank(largest_rank(config)))]
     words += ["--revision", trained.revision] if trained.revision else []
     words += ["--generation-config", str(served.folder)]
     template = folder / "chat_template.jinja"

