@@ -74,6 +74,6 @@ def _spread(pairs: Sequence[TokenizedPair], count: int) -> list[TokenizedPair]:
 
 def _built_in(tokenizer: Any) -> list[TokenizedPair]:
     texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
-    encoded = Encoder(tokenizer).encode(Texts(*three, is_rendered=False) for three in texts)
+    encoded = Encoder(tokenizer).encode(Texts(*three, False) for three in texts)
     stop = StopRule(tokenizer)
     return [pair._replace(chosen=stop.end(pair.chosen), rejected=stop.end(pair.rejected)) for pair in encoded]

@@ -280,10 +280,9 @@ def generation_settings(trained: Trained) -> Any:
     """Return the generation_config of a model, or of an adapter's base; an empty one where there is none."""
     from transformers import GenerationConfig
 
+    where = {} if trained.revision is None else {"revision": trained.revision}
     try:
-        return GenerationConfig.from_pretrained(
-            trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code
-        )
+        return GenerationConfig.from_pretrained(trained.base, **where)
     except OSError:
         return GenerationConfig()
 

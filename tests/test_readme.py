@@ -22,6 +22,11 @@ ELSEWHERE = {
     "bash scripts/quickstart": "test_quickstart.py",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
+    **{
+        line: "test_using.py"
+        for line in COMMANDS
+        if line.split()[3:4] in (["generate"], ["chat"], ["merge"], ["export"], ["push"])
+    },
 }
 
 
