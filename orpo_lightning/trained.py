@@ -280,7 +280,7 @@ def generation_settings(trained: Trained) -> Any:
     """Return the generation_config of a model, or of an adapter's base; an empty one where there is none."""
     from transformers import GenerationConfig
 
-    where = {} if trained.revision is None else {"revision": trained.revision}
+    where: dict[str, Any] = {} if trained.revision is None else {"revision": trained.revision}
     try:
         return GenerationConfig.from_pretrained(trained.base, **where)
     except OSError:
