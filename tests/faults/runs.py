@@ -148,7 +148,7 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     events.Reload()
     found = {}
     for tag in events.Tags()["scalars"]:
-        if "per_second" in tag:
+        if any(word in tag for word in ("per_second", "mfu", "memory")):
             continue
         points = [(event.step, event.value) for event in events.Scalars(tag)]
         assert len(points) == len(dict(points)), f"{tag} has two values of one step: {points}"
