@@ -99,7 +99,7 @@ def add_change(
     score_base: Callable[[], PairLogps],
     agree: Callable[[bool], bool] = bool,
 ) -> ObjectiveOutput:
-    """Add `logps_change/chosen`, `/rejected`, `/margins`: how far mean log-probabilities moved from the base's.
+    """Add `logps_change/chosen`, `/rejected`, `/margins`: how far mean log-probabilities moved.
 
     `margins` is the change of chosen less rejected: what both have gained or lost alike is not in it.
 
