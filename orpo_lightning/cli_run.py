@@ -63,7 +63,7 @@ def run_callbacks(
         callbacks += [ResumeCheckpoint(checkpoints, save_every), BestCheckpoint(checkpoints)]
     callbacks.append(StopAtSignal(signals))
     if is_preference:
-        callbacks += [AdapterExport(), MemoryReport(), Meters(), Displacement(), ValidatedPairs()]
+        callbacks += [Displacement(), AdapterExport(), MemoryReport(), Meters(), ValidatedPairs()]
         callbacks += [Canary(), Samples(), PlotLayout()]
     return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
