@@ -12,6 +12,7 @@ from orpo_lightning import __version__, hardware
 from orpo_lightning.callbacks.canary import Canary
 from orpo_lightning.callbacks.header import RunHeader
 from orpo_lightning.callbacks.meters import peak_memory_mb
+from orpo_lightning.masking import mask_text
 from orpo_lightning.modeling import parameter_counts
 from orpo_lightning.observing.record import RECORD, RunRecord, WarningsOf, how_it_failed, versions
 
@@ -50,7 +51,7 @@ class RecordKeeper(lightning.Callback):
             package=__version__,
             versions=versions(),
             device=_device(trainer, pl_module),
-            header=header,
+            header={label: mask_text(text) for label, text in header.items()},
             parameters=_parameters(pl_module),
             data=_data(trainer),
         )
