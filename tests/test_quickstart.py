@@ -67,7 +67,8 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "log", "heldout.json", "record.json", "adapter/README.md", "checkpoints/best.ckpt"]
+    "name",
+    ["config.yaml", "log", "heldout.json", "record.json", "adapter/README.md", "checkpoints/best.ckpt"],
 )
 def test_the_run_folder_has(quickstart: tuple[Path, str], name: str) -> None:
     assert (quickstart[0] / name).is_file()

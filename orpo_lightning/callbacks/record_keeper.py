@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from orpo_lightning import __version__, hardware
 from orpo_lightning.callbacks.canary import Canary
 from orpo_lightning.callbacks.header import RunHeader
 from orpo_lightning.callbacks.meters import peak_memory_mb
+from orpo_lightning.errors import SurroundingsError
 from orpo_lightning.masking import mask_text
 from orpo_lightning.modeling import parameter_counts
 from orpo_lightning.observing.record import RECORD, RunRecord, WarningsOf, how_it_failed, versions
 
-log = logging.getLogger(__name__)
 _PACKAGE_LOGGER = logging.getLogger("orpo_lightning")
 
 
@@ -69,10 +70,9 @@ class RecordKeeper(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Write why it is over."""
-        try:
+        # The disk is full, say: what went wrong first is what is to be told.
+        with suppress(OSError, SurroundingsError):
             self._end(trainer, pl_module, how_it_failed(exception))
-        except (OSError, ValueError) as error:  # the disk is full, say: what went wrong first is told already
-            log.debug("no record of the end: %s", error)
 
     def _end(self, trainer: lightning.Trainer, module: Any, how: str) -> None:
         if self._warnings is not None:
