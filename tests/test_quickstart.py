@@ -67,7 +67,8 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "log", "heldout.json", "adapter/README.md", "checkpoints/best.ckpt"]
+    "name",
+    ["config.yaml", "log", "heldout.json", "record.json", "adapter/README.md", "checkpoints/best.ckpt"],
 )
 def test_the_run_folder_has(quickstart: tuple[Path, str], name: str) -> None:
     assert (quickstart[0] / name).is_file()
@@ -97,6 +98,10 @@ def test_tensorboard_finds_the_runs_curves(quickstart: tuple[Path, str]) -> None
     names = set(events.Tags()["scalars"])
     kinds = r"(?:loss|nll_loss|odds_ratio_loss|log_odds_ratio|rewards/\w+|logps/\w+|nll/\w+)"
     table = re.findall(f"`({kinds})`", README)
-    assert len(set(table)) == 12
+    assert len(set(table)) == 13
+    # Of the held-out pairs none has the longer rejected answer; tests/test_observing_runs.py has such pairs.
+    table.remove("rewards/accuracies_longer_is_wrong")
     assert {f"{stage}/{name}" for name in table for stage in ("train", "val")} <= names
+    assert {f"val/logps_change/{side}" for side in ("chosen", "rejected", "margins")} <= names
+    assert {"val/canary_nll", "val/canary_nll_change", "train/padding", "train/peak_memory_mb"} <= names
     assert {"train/grad_norm", "train/lr", "train/pairs_per_second", "train/tokens_per_second"} <= names
