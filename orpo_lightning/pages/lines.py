@@ -1,6 +1,6 @@
-"""Line charts as SVG: several series over one axis, each with its look, its name and, if it has one, a band.
+"""Line charts as SVG: several series over one axis, each with a look, a name and maybe a band.
 
-As in `charts`: across in percent, down in pixels, colours by class. The lines themselves are drawn 100 wide and
+As in `charts`: across in percent, down in pixels, colours by class. Lines themselves are drawn 100 wide and
 stretched to the chart's width; strokes and dashes keep their size.
 """
 
