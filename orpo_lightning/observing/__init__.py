@@ -1,0 +1,1 @@
+"""What a run's figures say: of plain numbers, without a model."""
