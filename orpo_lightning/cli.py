@@ -28,7 +28,9 @@ from orpo_lightning.callbacks import (
     PlainProgress,
     ResumeCheckpoint,
     RunHeader,
+    RunReport,
     StopAtSignal,
+    Verdict,
 )
 from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
@@ -47,6 +49,7 @@ from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
+from orpo_lightning.observing.defaults import OF_TRAINER
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
 from orpo_lightning.run_settings import BASE, changed_model, refuse
@@ -90,8 +93,7 @@ class PreferenceCLI(LightningCLI):
         trainer_defaults = {
             # Our data module shares out the pairs itself; any other needs the sampler.
             "use_distributed_sampler": not _is_ours(datamodule_class),
-            "log_every_n_steps": 10,
-            "enable_model_summary": False,  # the header says it
+            **OF_TRAINER,
             **kwargs.pop("trainer_defaults", {}),
         }
         defaults: dict[str, Any] = {
@@ -254,6 +256,7 @@ class PreferenceCLI(LightningCLI):
         callbacks.append(StopAtSignal(self.signals))
         if isinstance(self.model, PreferenceModule):
             callbacks += [AdapterExport(), MemoryReport()]
+        callbacks += [Verdict(), RunReport()]  # of all that the others write
         # A callback of the configuration stands instead of ours of its kind.
         return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 

@@ -8,7 +8,9 @@ from orpo_lightning.callbacks.header import RunHeader
 from orpo_lightning.callbacks.lost_ranks import LostRanks
 from orpo_lightning.callbacks.memory_report import MemoryReport
 from orpo_lightning.callbacks.progress import PlainProgress
+from orpo_lightning.callbacks.run_report import RunReport
 from orpo_lightning.callbacks.stopping import StopAtSignal
+from orpo_lightning.callbacks.verdict import Verdict
 from orpo_lightning.callbacks.weights_proof import WeightsProof
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "PlainProgress",
     "ResumeCheckpoint",
     "RunHeader",
+    "RunReport",
     "StopAtSignal",
+    "Verdict",
     "WeightsProof",
 ]

@@ -34,4 +34,8 @@ COMMANDS = {
         "memory and time of a configuration, for every GPU, from config.json alone",
         "orpo_lightning.commands.plan:main",
     ),
+    "report": Command(
+        "the page of a finished run, or of several side by side",
+        "orpo_lightning.commands.report:main",
+    ),
 }

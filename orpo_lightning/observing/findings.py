@@ -61,7 +61,7 @@ def findings(curves: Curves, pairs: Mapping[str, Any] | None) -> list[Finding]:
     diverging = _diverging(curves, facts)
     if diverging:
         return [diverging]
-    # A liking for length turns held-out pairs round as well, where there the shorter answer is the better one.
+    # A liking for length turns held-out pairs round as well, where their better answers are the shorter ones.
     fault = _length_only(column, facts) or _reversed(curves, facts)
     if fault is not None and fault.kind == REVERSED:
         return [fault]
