@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Verdict(lightning.Callback):
     """Prints whether the run learned preferences, or what went wrong, with the figures that show it.
 
-    It reads what the run wrote into its folder, so that a resumed run is judged as a whole; report.html has the
-    same sentences.
+    It reads what the run wrote into its folder, so that a resumed run is judged as a whole; report.html has
+    the same sentences.
     """
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

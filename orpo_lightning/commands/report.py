@@ -8,9 +8,10 @@ from typing import Any
 
 HELP = """usage: orpo-lightning report RUN [RUN ...] [--out FILE] [--json]
 
-Writes one page about a run: what it came to, settings, data, curves with intervals, answers, speed, warnings, and how
-to use its weights. Every training run writes it by itself when it ends. Several runs are set side by side: settings
-that differ, curves over each other, and each run against the first one on the held-out pairs that both know.
+Writes one page about a run: what it came to, settings, data, curves with intervals, answers, speed, warnings,
+and how to use its weights. Every training run writes it by itself when it ends. Several runs are set side by
+side: settings that differ, curves over each other, and each run against the first one on the held-out pairs
+that both know.
 
 arguments:
   RUN         folder of a run, such as runs/mistral; of older runs the curves are read from tb/
@@ -79,9 +80,10 @@ def _numbers(summaries: list[dict[str, Any]], compared: dict[str, Any] | None) -
 
 def _lines(summaries: list[dict[str, Any]], compared: dict[str, Any] | None) -> list[str]:
     """Return what the runs came to, for the terminal."""
-    found = []
     labels = compared["runs"] if compared else [summary["name"] for summary in summaries]
-    for label, summary in zip(labels, summaries, strict=True):
-        for one in summary["findings"]:
-            found.append(f"{label}: {one['kind']}: {one['sentence']} {one['advice']}".rstrip())
+    found = [
+        f"{label}: {one['kind']}: {one['sentence']} {one['advice']}".rstrip()
+        for label, summary in zip(labels, summaries, strict=True)
+        for one in summary["findings"]
+    ]
     return found + [pair["sentence"] for pair in (compared or {}).get("paired", [])]
