@@ -1,1 +1,1 @@
-"""What a run's figures say: of plain numbers, without a model."""
+"""What a run tells of itself while it trains: its curves, facts, pairs and answers, in files and in words."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ import yaml
 
 from orpo_lightning.errors import UsageError
 from orpo_lightning.masking import mask
+from orpo_lightning.observing.files import read_lines
+from orpo_lightning.observing.record import RECORD, read_record
 
 CONFIG, CURVES, PAIRS = "config.yaml", "curves.jsonl", "pairs.npz"
-SAMPLES, RECORD, EVENTS = "samples.jsonl", "record.json", "tb"
+SAMPLES, EVENTS = "samples.jsonl", "tb"
 _ADAPTERS = ("adapter", "adapter-best")
 
 
@@ -56,8 +57,8 @@ def read_run(name: str | Path) -> RunFiles:
         config=mask(_config(folder / CONFIG)),
         curves=sorted(curves, key=lambda row: row["step"]),
         pairs=pairs,
-        samples=[row for row in _lines(folder / SAMPLES) if "prompt" in row],
-        record=_record(folder / RECORD),
+        samples=[row for row in read_lines(folder / SAMPLES) if "prompt" in row],
+        record=read_record(folder / RECORD),
         weights=[one for one in _ADAPTERS if (folder / one).is_dir()],
         notes=[*notes, *damage],
     )
@@ -69,27 +70,6 @@ def _config(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON lines file; the last one of a run that was killed may be half a row."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def _pairs(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -104,7 +84,7 @@ def _pairs(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 def _curves(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return what was logged: of runs before curves.jsonl, from the event files."""
-    rows = [row for row in _lines(folder / CURVES) if isinstance(row.get("step"), int)]
+    rows = [row for row in read_lines(folder / CURVES) if isinstance(row.get("step"), int)]
     if rows or not (folder / EVENTS).is_dir():
         return rows, []
     try:
