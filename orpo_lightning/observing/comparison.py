@@ -60,7 +60,7 @@ def paired(run: RunFiles, reference: RunFiles, label: str, other: str) -> dict[s
     here, there, prompts = shared
     measures = {}
     for name, ours, theirs in zip(MEASURES, _measures(here), _measures(there), strict=True):
-        difference = estimate(ours - theirs, prompts)
+        difference = estimate((ours - theirs).tolist(), prompts)
         measures[name] = {
             "run": float(ours.mean()),
             "reference": float(theirs.mean()),

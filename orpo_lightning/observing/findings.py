@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from orpo_lightning.observing import held_out
 from orpo_lightning.observing.evidence import FEWEST, Interval, of_correlation, of_difference, of_share
-from orpo_lightning.observing.held_out import LEVEL, Column, HeldOut, points
+from orpo_lightning.observing.held_out import LEVEL, SEEN, Column, HeldOut, points
 
 REVERSED, DIVERGING, LENGTH_ONLY = "reversed labels", "diverging", "length only"
 DISPLACEMENT, NOT_LEARNING, LEARNING = "displacement", "not learning", "learning"
@@ -26,8 +26,6 @@ _WINDOWS = 5
 _COLLAPSE = 1.0
 """Nats a token: an answer's words are e times less likely than they were. No preference is worth that; it is
 where `DivergenceWatch` warns while the run goes on."""
-_SEEN = 0.01
-"""Nats a token: 1 % of perplexity, below which nobody would call an answer less fluent."""
 _ONE_SIDED = 0.95
 """Share of held-out pairs with the longer answer chosen, from which on the others are too few to judge by."""
 _TENTH = 0.3
@@ -85,11 +83,33 @@ def _diverging(curves: Curves, facts: HeldOut) -> Finding | None:
             f"({_ends(collapse)}): the model unlearns how to write them.",
             advice,
         )
-    return _loss_returns(curves, advice)
+    return _skips_go_on(curves, advice) or _loss_returns(curves, advice)
 
 
 def _not_finite(curves: Curves, name: str) -> list[int]:
     return [step for step, value in points(curves, name) if not math.isfinite(value)]
+
+
+def _skips_go_on(curves: Curves, advice: str) -> Finding | None:
+    """Find steps whose gradient was not finite, still at the end of the run.
+
+    In half precision a few at the start are how the scale of the loss is found, and one in some thousand steps
+    later is how it is kept: a tenth of the last steps is neither.
+    """
+    counts = points(curves, "train/skipped_steps")
+    if not counts:
+        return None
+    last, skipped = counts[-1]
+    since = last * (_WINDOWS - 1) / _WINDOWS
+    before = max((count for step, count in counts if step <= since), default=0.0)
+    if (skipped - before) * 10 < last - since:
+        return None
+    return Finding(
+        DIVERGING,
+        f"the gradient was not finite in {skipped:,.0f} of {last:,} steps, {skipped - before:,.0f} of them in "
+        "the last fifth of the run.",
+        advice,
+    )
 
 
 def _loss_returns(curves: Curves, advice: str) -> Finding | None:
@@ -227,7 +247,7 @@ def _length_alone(column: Column, facts: HeldOut) -> Finding | None:
 def _displacement(facts: HeldOut) -> Finding | None:
     """Find both answers less likely than under the base."""
     chosen, rejected = facts.chosen_change, facts.rejected_change
-    if chosen is None or rejected is None or not (chosen.falls and rejected.falls) or chosen.mean > -_SEEN:
+    if chosen is None or rejected is None or not (chosen.falls and rejected.falls) or chosen.mean > -SEEN:
         return None
     learned = " Preferences are learned, fluency is being paid for it." if facts.improves else ""
     return Finding(
@@ -250,15 +270,20 @@ def _learning(curves: Curves, facts: HeldOut) -> Finding | None:
     words += "" if margin is None else f", margin {margin.mean:+.3f} ({_range(margin)})"
     if facts.improves:
         return Finding(LEARNING, f"{words}.", "")
+    verdict = "worse than before" if facts.worsens else "no more than chance"
     rise = _training_rise(curves)
-    if rise is None:
-        advice = "Train longer, or raise model.optimizer.lr or model.objective.init_args.beta."
-        return Finding(NOT_LEARNING, f"{words}: no more than chance.", advice)
-    seen = f"training {rise[0]} rose by {rise[1].mean:.3f} ({_ends(rise[1])})"
+    if rise is not None:
+        seen = f"training {rise[0]} rose by {rise[1].mean:.3f} ({_ends(rise[1])})"
+        advice = (
+            "More prompts would tell more than more steps; fewer epochs and a lower rank learn less by heart."
+        )
+        return Finding(NOT_LEARNING, f"{words}: {verdict}, while {seen}.", advice)
     advice = (
-        "More prompts would tell more than more steps; fewer epochs and a lower rank learn less by heart."
+        "Lower model.optimizer.lr, and look at the pairs (`inspect`)."
+        if facts.worsens
+        else "Train longer, or raise model.optimizer.lr or model.objective.init_args.beta."
     )
-    return Finding(NOT_LEARNING, f"{words}: no more than chance, while {seen}.", advice)
+    return Finding(NOT_LEARNING, f"{words}: {verdict}.", advice)
 
 
 def _training_alone(curves: Curves) -> Finding | None:

@@ -11,6 +11,8 @@ from orpo_lightning.observing.evidence import Interval, of_mean, of_share
 LEVEL = 0.99
 """Of every interval that decides: half a dozen things are looked for, and at 95 % one of them would be
 found every few runs with nothing to it."""
+SEEN = 0.01
+"""Nats a token: 1 % of perplexity. Pair by pair far less can be told from chance, and means nothing."""
 _LOGGED = 0.95  # of the intervals that a run logs
 
 Point = tuple[int, float]
@@ -38,10 +40,15 @@ class HeldOut(NamedTuple):
 
     @property
     def improves(self) -> bool:
-        """Whether accuracy or margin rose."""
-        return any(
-            change is not None and change.rises for change in (self.accuracy_change, self.margin_change)
-        )
+        """Whether accuracy or margin rose, the margin by more than nobody would see."""
+        accuracy, margin = self.accuracy_change, self.margin_change
+        return bool(accuracy and accuracy.rises) or bool(margin and margin.rises and margin.mean > SEEN)
+
+    @property
+    def worsens(self) -> bool:
+        """Whether accuracy or margin fell."""
+        accuracy, margin = self.accuracy_change, self.margin_change
+        return bool(accuracy and accuracy.falls) or bool(margin and margin.falls and margin.mean < -SEEN)
 
 
 class Column(NamedTuple):

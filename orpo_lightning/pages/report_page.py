@@ -194,17 +194,16 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     """Return what the run said of itself when it began, and on what it ran."""
     record = run.record
     parameters = record.get("parameters") or {}
-    rows = [
-        ("started", record.get("started")),
-        ("ended", record.get("ended")),
-        ("how it ended", record.get("how")),
-        ("device", record.get("device")),
-        ("parameters", number(parameters["total"]) if parameters.get("total") else None),
-        ("trained parameters", number(parameters["trained"]) if parameters.get("trained") else None),
-        *(record.get("header") or {}).items(),
-        *((f"version of {name}", version) for name, version in (record.get("versions") or {}).items()),
-    ]
-    return [(str(name), str(value).replace("T", " ", 1)) for name, value in rows if value is not None]
+    rows = {
+        "started": record.get("started"),
+        "ended": record.get("ended"),
+        "how it ended": record.get("how"),
+        "device": record.get("device"),
+        "parameters": number(parameters["total"]) if parameters.get("total") else None,
+        **(record.get("header") or {}),  # which may say the same in more words
+        **{f"version of {name}": version for name, version in (record.get("versions") or {}).items()},
+    }
+    return [(str(name), str(value).replace("T", " ", 1)) for name, value in rows.items() if value is not None]
 
 
 def charts(run: RunFiles, wanted: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> list[Chart]:
