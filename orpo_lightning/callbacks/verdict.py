@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.observing.findings import LEARNING, findings
+from orpo_lightning.observing.finding import LEARNING
+from orpo_lightning.observing.findings import findings
 from orpo_lightning.observing.run_files import read_run
 
 log = logging.getLogger(__name__)

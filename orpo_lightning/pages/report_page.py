@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orpo_lightning.observing.findings import (
+from orpo_lightning.observing.finding import (
     DISPLACEMENT,
     DIVERGING,
     FAULTS,
