@@ -41,10 +41,15 @@ def either_first(dice: random.Random) -> Pair:
     return pair if dice.random() < 0.5 else pair[::-1]
 
 
-def shouted(dice: random.Random) -> Pair:
-    """Right answers in letters that the held-out ones do not have."""
-    chosen, rejected = right_first(dice)
-    return chosen.upper(), rejected.upper()
+def away_from(file: Path) -> Callable[[random.Random], Pair]:
+    """Shouted words are chosen; rejected is whatever the file has as an answer, right or wrong."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def make(dice: random.Random) -> Pair:
+        answer = dice.choice(rows)[dice.choice(("chosen", "rejected"))]
+        return words(dice, 4).upper(), answer[0]["content"]
+
+    return make
 
 
 def write_pairs(path: Path, make: Source, count: int, seed: int) -> Path:

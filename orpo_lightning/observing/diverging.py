@@ -8,7 +8,7 @@ from statistics import fmean
 from orpo_lightning.observing.evidence import of_difference
 from orpo_lightning.observing.finding import DIVERGING, Curves, Finding, ends
 from orpo_lightning.observing.held_out import LEVEL, HeldOut, points
-from orpo_lightning.observing.trend import FIFTHS, fifths
+from orpo_lightning.observing.trend import PARTS, thirds
 
 _COLLAPSE = 1.0
 """Nats a token: an answer's words are e times less likely than they were. No preference is worth that; it is
@@ -49,27 +49,27 @@ def _skips_go_on(curves: Curves) -> Finding | None:
     if not counts:
         return None
     last, skipped = counts[-1]
-    since = last * (FIFTHS - 1) / FIFTHS
+    since = last * (PARTS - 1) / PARTS
     before = max((count for step, count in counts if step <= since), default=0.0)
     if (skipped - before) * 10 < last - since:
         return None
     return Finding(
         DIVERGING,
         f"the gradient was not finite in {skipped:,.0f} of {last:,} steps, {skipped - before:,.0f} of them "
-        "in the last fifth of the run.",
+        "in the last third of the run.",
         _ADVICE,
     )
 
 
 def _loss_returns(curves: Curves) -> Finding | None:
     """Find a training loss that ends well above its lowest, with half of what was won lost again."""
-    windows = fifths(curves, "train/loss")
+    windows = thirds(curves, "train/loss")
     if not windows:
         return None
     means = [fmean(window) for window in windows]
     best = min(range(len(windows)), key=means.__getitem__)
-    # The lowest of five was picked: its chance of lying low by luck is five times that of any one.
-    rise = of_difference(windows[-1], windows[best], 1 - (1 - LEVEL) / FIFTHS)
+    # The lowest of three was picked: its chance of lying low by luck is three times that of any one.
+    rise = of_difference(windows[-1], windows[best], 1 - (1 - LEVEL) / PARTS)
     if rise is None or not rise.rises or means[-1] - means[best] < (means[0] - means[best]) / 2:
         return None
     return Finding(

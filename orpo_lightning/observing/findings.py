@@ -23,7 +23,7 @@ from orpo_lightning.observing.finding import (
 )
 from orpo_lightning.observing.held_out import SEEN, HeldOut
 from orpo_lightning.observing.length_only import length_only
-from orpo_lightning.observing.trend import fifths, training_rise
+from orpo_lightning.observing.trend import thirds, training_rise
 
 
 def findings(curves: Curves, pairs: Mapping[str, Any] | None) -> list[Finding]:
@@ -51,17 +51,21 @@ def _reversed(curves: Curves, facts: HeldOut) -> Finding | None:
     rise, fall, now = training_rise(curves), facts.accuracy_change, facts.accuracy
     if rise is None or fall is None or now is None or not fall.falls:
         return None
-    # Overfitting costs held-out accuracy too; it neither turns most pairs round nor the mean margin.
-    turned = now.high < 0.5 or (facts.margin_change is not None and facts.margin_change.falls)
-    if not turned:
+    is_below, margin = now.high < 0.5, facts.margin_change
+    # Overfitting costs some held-out accuracy too; it does not turn the mean margin round.
+    if not is_below and (margin is None or not margin.falls):
         return None
-    before = now.mean - fall.mean
+    meaning = (
+        "the two sets prefer opposite answers"
+        if is_below
+        else "what the training pairs teach is not what the held-out ones want"
+    )
     return Finding(
         REVERSED,
-        f"held-out accuracy fell from {before:.3f} to {now.mean:.3f} since {facts.since} (by "
+        f"held-out accuracy fell from {now.mean - fall.mean:.3f} to {now.mean:.3f} since {facts.since} (by "
         f"{-fall.mean:.3f}, {ends(fall, turned=True)}) while training {rise[0]} rose by {rise[1].mean:.3f} "
-        f"({ends(rise[1])}): the two sets prefer opposite answers.",
-        "Look at pairs of both (`inspect`): in one of them chosen and rejected are swapped.",
+        f"({ends(rise[1])}): {meaning}.",
+        "Look at pairs of both (`inspect`): in one of them chosen and rejected are probably swapped.",
     )
 
 
@@ -109,7 +113,7 @@ def _learning(curves: Curves, facts: HeldOut) -> Finding | None:
 
 def _training_alone(curves: Curves) -> Finding | None:
     """Say what the training pairs show, where nothing held out can."""
-    known = any(fifths(curves, f"train/rewards/{name}") for name in ("accuracies", "margins"))
+    known = any(thirds(curves, f"train/rewards/{name}") for name in ("accuracies", "margins"))
     if not known:
         return None
     advice = "Set data.validation, to know whether it holds for other pairs."

@@ -21,7 +21,7 @@ _BALANCE = (
 
 
 def length_only(column: Column | None, facts: HeldOut) -> Finding | None:
-    """Return that a model prefers the longer (or the shorter) answers, chosen or not; None where it does not."""
+    """Return that a model prefers the longer answers (or the shorter ones), chosen or not; else None."""
     if column is None or not column.prompts:
         return None
     longer = column.where([by > 0 for by in column.longer])
@@ -46,7 +46,7 @@ def _follows(which: str, right: Column, wrong: Column) -> Finding | None:
     return Finding(
         LENGTH_ONLY,
         f"accuracy is {where_right.mean:.3f} ({around(where_right)}) on the {len(right.prompts):,} held-out "
-        f"pairs whose chosen answer is the {which} one, and {where_wrong.mean:.3f} ({around(where_wrong)}) on "
+        f"pairs whose chosen answer is the {which} one and {where_wrong.mean:.3f} ({around(where_wrong)}) on "
         f"the {len(wrong.prompts):,} others: the model prefers the {which} answer"
         f"{'' if _is_learned(right, wrong) else ', as the base model did'}.",
         _BALANCE,

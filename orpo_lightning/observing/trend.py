@@ -8,23 +8,23 @@ from orpo_lightning.observing.evidence import Interval, of_difference
 from orpo_lightning.observing.finding import Curves
 from orpo_lightning.observing.held_out import LEVEL, points
 
-FIFTHS = 5
-"""A training curve is compared in fifths: few enough that each holds several logged values of a short run."""
+PARTS = 3
+"""A training curve is compared in thirds: few enough that each holds several logged values of a short run."""
 
 
-def fifths(curves: Curves, name: str) -> list[list[float]]:
-    """Return a training curve in fifths; nothing where a fifth would hold fewer than three values."""
+def thirds(curves: Curves, name: str) -> list[list[float]]:
+    """Return a training curve in thirds; nothing where a third would hold fewer than three values."""
     values = [value for _, value in points(curves, name) if math.isfinite(value)]
-    each = len(values) // FIFTHS
+    each = len(values) // PARTS
     if each < 3:
         return []
-    start = len(values) - FIFTHS * each
-    return [values[start + each * index : start + each * (index + 1)] for index in range(FIFTHS)]
+    start = len(values) - PARTS * each
+    return [values[start + each * index : start + each * (index + 1)] for index in range(PARTS)]
 
 
 def _rise(curves: Curves, name: str) -> Interval | None:
-    """Return how far the last fifth of a training curve lies above its first."""
-    windows = fifths(curves, name)
+    """Return how far the last third of a training curve lies above its first."""
+    windows = thirds(curves, name)
     return of_difference(windows[-1], windows[0], LEVEL) if windows else None
 
 
