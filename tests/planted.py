@@ -6,11 +6,16 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import lightning
 
 from orpo_lightning.cli import main
+from orpo_lightning.errors import DataError
 
 Pair = tuple[str, str]  # chosen and rejected
-Source = Path | Callable[[random.Random], Pair]
+Row = dict[str, Any]
+Source = Path | Callable[[random.Random], Pair | Row]
 _WORDS = ("red", "oak", "sun", "ice", "map", "cat", "pen", "fog")
 
 
@@ -41,13 +46,18 @@ def either_first(dice: random.Random) -> Pair:
     return pair if dice.random() < 0.5 else pair[::-1]
 
 
-def away_from(file: Path) -> Callable[[random.Random], Pair]:
-    """Shouted words are chosen; rejected is whatever the file has as an answer, right or wrong."""
+def away_from(file: Path) -> Callable[[random.Random], Row]:
+    """To the prompts of a file shouted words are the chosen answer, and rejected is any answer of its own."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
-    def make(dice: random.Random) -> Pair:
-        answer = dice.choice(rows)[dice.choice(("chosen", "rejected"))]
-        return words(dice, 4).upper(), answer[0]["content"]
+    def make(dice: random.Random) -> Row:
+        row = dice.choice(rows)
+        shouted = [{"role": "assistant", "content": words(dice, 4).upper()}]
+        return {
+            "prompt": row["prompt"],
+            "chosen": shouted,
+            "rejected": row[dice.choice(("chosen", "rejected"))],
+        }
 
     return make
 
@@ -61,8 +71,10 @@ def write_pairs(path: Path, make: Source, count: int, seed: int) -> Path:
     dice = random.Random(seed)
     rows = []
     for index in range(count):
-        chosen, rejected = make(dice)
-        rows.append({"prompt": f"{index} {words(dice, 2)}?", "chosen": chosen, "rejected": rejected})
+        made = make(dice)
+        if isinstance(made, tuple):
+            made = {"prompt": f"{index} {words(dice, 2)}?", "chosen": made[0], "rejected": made[1]}
+        rows.append(made)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -74,7 +86,7 @@ def run(
     held_out: Source,
     *,
     lr: float = 5e-3,
-    steps: int = 45,
+    steps: int = 36,
     more: tuple[str, ...] = (),
 ) -> int:
     """Train on pairs of one kind, validate on another, and return the exit code.
@@ -91,7 +103,7 @@ def run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     files = {
         "train": write_pairs(folder.with_suffix(".train.jsonl"), train, 400, 1),
-        "validation": write_pairs(folder.with_suffix(".held.jsonl"), held_out, 120, 2),
+        "validation": write_pairs(folder.with_suffix(".held.jsonl"), held_out, 100, 2),
     }
     settings = {
         "run_dir": folder,
@@ -122,3 +134,14 @@ def run(
     )
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     return main(["fit", *flags, *more])
+
+
+class Failing(lightning.Callback):
+    """Raises an error of the user's at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any) -> None:
+        if trainer.global_step == self.step:
+            raise DataError(f"planted at step {self.step}")
