@@ -17,10 +17,14 @@ BASE = str(QUICKSTART / "model")
 TRAIN, HELD_OUT = QUICKSTART / "train.jsonl", QUICKSTART / "heldout.jsonl"
 
 
+def everything_printed(capsys: pytest.CaptureFixture[str]) -> str:
+    console = capsys.readouterr()
+    return console.out + console.err
+
+
 def ended(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> str:
     """Return the page of a run whose console said this kind of finding and no other."""
-    console = capsys.readouterr()
-    printed = console.out + console.err
+    printed = everything_printed(capsys)
     said = [line for line in printed.splitlines() if line.removeprefix("warning: ").startswith(f"{kind}: ")]
     assert len(said) == 1, printed
     others = {DISPLACEMENT, DIVERGING, LEARNING, LENGTH_ONLY, REVERSED} - {kind}
@@ -32,14 +36,6 @@ def ended(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> str:
     assert sentence[1:] in " ".join(page.split())  # the page begins with a capital
     assert printed.count(f"report: {folder / 'report.html'}") == 1
     return page
-
-
-def test_a_run_that_learns_is_said_to_learn(
-    tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert planted.run(tmp_path / "run", tiny_base, planted.right_first, planted.right_first) == 0
-    page = ended(tmp_path / "run", capsys, LEARNING)
-    assert "Preferences are learned." in page
 
 
 def test_reversed_labels_are_named(
@@ -75,7 +71,7 @@ def test_a_run_that_fails_leaves_its_page_too(
     more = ("--trainer.callbacks+", json.dumps([settings]))
     folder = tmp_path / "run"
     assert planted.run(folder, tiny_base, planted.right_first, planted.right_first, more=more) == 3
-    printed = capsys.readouterr().err
+    printed = everything_printed(capsys)
     assert printed.count("report: ") == 1
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "The run failed." in page
@@ -88,7 +84,7 @@ def test_a_page_that_cannot_be_written_is_one_warning_and_the_run_is_well(
     folder = tmp_path / "run"
     (folder / "report.html").mkdir(parents=True)
     assert planted.run(folder, tiny_base, planted.right_first, planted.right_first, steps=3) == 0
-    printed = capsys.readouterr().err
+    printed = everything_printed(capsys)
     (line,) = [line for line in printed.splitlines() if "report.html" in line]
     assert line.startswith(f"warning: {folder / 'report.html'} was not written: IsADirectoryError")
     assert (folder / "adapter" / "adapter_config.json").is_file()
