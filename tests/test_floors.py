@@ -40,6 +40,7 @@ FLOORS = {
     "recomputation": 1,
     "policy": 1,
     "trained": 1,
+    "generation": 1,
     "scoring": 1,
     "sharding": 1,
     "sharded_strategy": 2,
