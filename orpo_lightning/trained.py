@@ -183,7 +183,7 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
     )
     if trained.adapter is not None:
         model = PeftModel.from_pretrained(model, trained.adapter)
-    tokenizer = load_tokenizer(_tokenizer_of(trained), **where)
+    tokenizer = load_tokenizer(tokenizer_of(trained), **where)
     rows = {
         "model": trained.base if trained.adapter is None else f"{trained.base} with {trained.adapter}",
         "quantization": f"{trained.quantization} ({trained.reason})",
@@ -193,7 +193,7 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
     return Loaded(model.eval(), tokenizer, rows)
 
 
-def _tokenizer_of(trained: Trained) -> str:
+def tokenizer_of(trained: Trained) -> str:
     """Return where the tokenizer is: with the adapter where it was saved there, else with the base."""
     folder = Path(trained.weights).expanduser()
     if trained.adapter is None or (folder / "tokenizer_config.json").is_file():
