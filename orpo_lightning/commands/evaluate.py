@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orpo_lightning.judging.verdicts import Judge
     from orpo_lightning.trained import Trained
 
-HELP = """usage: orpo-lightning evaluate MODEL [--pairs SOURCE ...] [--against OTHER] [--judge JUDGE] [--canary FILE]
+HELP = """usage: orpo-lightning evaluate MODEL [--pairs SOURCE ...] [--against OTHER] [--judge JUDGE]
 
 Judges a model on held-out pairs: preference accuracy by source, length and agreement, margins, calibration;
 with --judge on answers that it writes, with --canary on general text. Of a run or an adapter, base and
@@ -57,7 +57,8 @@ examples:
   orpo-lightning evaluate runs/quickstart
   orpo-lightning evaluate runs/quickstart --samples 4 --max_new_tokens 40
   orpo-lightning evaluate runs/mistral --judge http://localhost:8000/v1 --judge_model qwen3-32b
-  orpo-lightning evaluate runs/mistral/merged --pairs pairs.jsonl --against runs/mistral --judge owner/reward-model
+  orpo-lightning evaluate runs/mistral --against runs/mistral/merged
+  orpo-lightning evaluate owner/model --pairs pairs.jsonl --against owner/other --judge owner/reward-model
 """
 _COUNTS = ("max_length", "batch_size", "judge_prompts", "judge_parallel", "max_new_tokens")
 
@@ -126,9 +127,7 @@ def _report(args: list[str], options: Namespace) -> tuple[dict[str, Any], Path]:
     kept = Kept(folder / "answers.jsonl")
     said = ask(models[0], asked, kept, accelerator=options.accelerator)
     for other in models[1:]:
-        said = together(
-            said, ask(other, asked, kept, accelerator=options.accelerator, name=AGAINST)
-        )
+        said = together(said, ask(other, asked, kept, accelerator=options.accelerator, name=AGAINST))
     verdict = None if options.judge is None else _judged(options, endpoint, said, asked, folder)
     report = {
         "package": __version__,
@@ -153,7 +152,9 @@ def _models(options: Namespace) -> list[Trained]:
     first = find(options.model, base=options.base, quantization=options.quantization, **trust)
     if options.against is None:
         if options.judge is not None and first.adapter is None:
-            raise UsageError("--judge: a whole model has nothing to be compared with: name a model, --against")
+            raise UsageError(
+                "--judge: a whole model alone has no opponent: name one, --against"
+            )
         return [first]
     return [first, find(options.against, **trust)]
 

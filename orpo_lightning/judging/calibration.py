@@ -2,10 +2,10 @@
 
 The label of a pair is always "chosen", so sigmoid(log odds ratio) could only be too low: nothing could be
 over-confident. So each pair is first put into an order, A and B, that knows nothing of the label: of the two
-orders that with the smaller hash of prompt, first and second answer. What is predicted is that A is the better answer, with
-probability sigmoid(log odds(A) - log odds(B)); what happens is that A is the chosen one, or is not. About one
-half of the labels are then 1, whatever the data. A model is calibrated if, of the pairs to which it gives
-0.8, A is the chosen one in four of five.
+orders that with the smaller hash of prompt, first and second answer. What is predicted is that A is the
+better answer, with probability sigmoid(log odds(A) - log odds(B)); what happens is that A is the chosen one,
+or is not. About one half of the labels are then 1, whatever the data. A model is calibrated if, of the pairs
+to which it gives 0.8, A is the chosen one in four of five.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from orpo_lightning.judging.figures import Array, written
 
 BINS = 10
 DEFINITION = (
-    "each pair is put into an order A, B by a hash that knows nothing of the label; predicted is that A is the "
-    "better answer, with probability sigmoid(log odds(A) - log odds(B)); what happens is that A is the "
+    "each pair is put into an order A, B by a hash that knows nothing of the label; predicted is that A is "
+    "the better answer, with probability sigmoid(log odds(A) - log odds(B)); what happens is that A is the "
     "chosen one"
 )
 

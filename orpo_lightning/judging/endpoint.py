@@ -76,7 +76,7 @@ class Endpoint:
             raise
 
     def ask(self, comparison: Comparison) -> Reply:
-        """Return what the model says of one comparison; a reply without a verdict is malformed, not guessed."""
+        """Return what the model says of a comparison; a reply without a verdict is malformed, not guessed."""
         body = {
             "model": self._model,
             "messages": [

@@ -1,4 +1,4 @@
-"""One evaluation: models one after the other in memory, what they say of pairs and texts, the figures of it."""
+"""One evaluation: models one after the other in memory, what they say of pairs and texts, the figures."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def ask(trained: Trained, asked: Asked, kept: Kept, *, accelerator: str, name: s
 
 def together(one: Said, other: Said) -> Said:
     """Return what both said; of what was decided on the way, the first one's."""
-    return Said(
-        one.scores | other.scores, one.answers | other.answers, one.losses | other.losses, one.rows
-    )
+    return Said(one.scores | other.scores, one.answers | other.answers, one.losses | other.losses, one.rows)
 
 
 def _refuse_other_tokens(tokenizer: Any, held: HeldOut, trained: Trained) -> None:
@@ -126,7 +124,7 @@ def pair_of(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def judged_pair(names: Sequence[str]) -> tuple[str, str] | None:
-    """Return whose answers a judge compares: those of the model that was named to compare with, else the base's."""
+    """Return whose answers a judge compares: those of the model that was named for it, else the base's."""
     ours = "adapter" if "adapter" in names else "model"
     return (AGAINST, ours) if AGAINST in names else pair_of(names)
 

@@ -119,7 +119,7 @@ class Exchange:
     def _give_up(self, reason: str, tries: int, error: BaseException) -> NoReturn:
         again = f" (tried {tries} times)" if tries > 1 else ""
         raise SurroundingsError(
-            f"--judge: {self.name}: {reason}{again}; what it answered before is kept, the same command goes on"
+            f"--judge: {self.name}: {reason}{again}; what was answered is kept, the same command goes on"
         ) from error
 
     def _warn(self, reason: str) -> None:

@@ -69,7 +69,9 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
     """Return the arguments of the data module."""
     if trained.run is None:
         if not sources:
-            raise UsageError(f"{trained.name} belongs to no run that names held-out pairs: name some, --pairs")
+            raise UsageError(
+                f"{trained.name} belongs to no run that names held-out pairs: name some, --pairs"
+            )
         return {
             "tokenizer": tokenizer_of(trained),
             "revision": trained.revision,
@@ -78,7 +80,9 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
     settings = settings_of(trained.config, "data")
     kind = str((trained.config.get("data") or {}).get("class_path") or PreferenceDataModule.__name__)
     if kind.rpartition(".")[2] != PreferenceDataModule.__name__:
-        raise UsageError(f"{trained.name}: its pairs come from {kind}, which is not run here: name files, --pairs")
+        raise UsageError(
+            f"{trained.name}: its pairs come from {kind}, which is not run here: name files, --pairs"
+        )
     if not sources and not settings.get("test") and not settings.get("validation"):
         raise UsageError(
             f"{trained.name}: its config.yaml names neither data.test nor data.validation: name pairs, --pairs"
@@ -87,7 +91,7 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
 
 
 def questions(held: HeldOut, count: int) -> list[Question]:
-    """Return so many of the pairs' different prompts, drawn with the data's seed, with the texts of their rows."""
+    """Return so many of the pairs' different prompts, drawn with the data's seed, as their rows have them."""
     first: dict[int, int] = {}
     for index, key in enumerate(held.pairs.keys[:, 0].tolist()):
         first.setdefault(key, index)
@@ -100,7 +104,7 @@ def questions(held: HeldOut, count: int) -> list[Question]:
 
 
 def _turns(held: HeldOut, places: set[str]) -> Iterator[tuple[str, str | list[Message]]]:
-    """Yield the prompts of the rows at some places, from the rows themselves: a table has their tokens only."""
+    """Yield the prompts of the rows at some places, from the rows: a table has their tokens only."""
     for record in held.data.preparation.records(held.split):
         where = " ".join(record.where.splitlines())
         if where in places:

@@ -66,7 +66,7 @@ class RewardModel:
                 )
             except Exception as error:  # a template is a program: it raises what it likes
                 raise UsageError(
-                    f"{_KEY}: the chat template of {self.name} cannot render a conversation: {first_line(error)}"
+                    f"{_KEY}: {self.name}: its chat template cannot render a conversation: {first_line(error)}"
                 ) from error
             # One at a time: padding could only change the number.
             logits = self._model(**inputs.to(self._model.device)).logits
@@ -87,7 +87,9 @@ def _load(name: str, device: hardware.Device, where: dict[str, Any]) -> Any:
     try:
         config = with_retries(lambda: AutoConfig.from_pretrained(name, **where), name)
         if config.num_labels != 1:
-            raise UsageError(f"{_KEY}: expected a reward model with one output, {name} has {config.num_labels}")
+            raise UsageError(
+                f"{_KEY}: expected a reward model with one output, {name} has {config.num_labels}"
+            )
         model, info = with_retries(lambda: load(name, **settings), name)
     except UsageError:
         raise
