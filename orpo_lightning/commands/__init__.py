@@ -38,4 +38,24 @@ COMMANDS = {
         "memory and time of a configuration, for every GPU, from config.json alone",
         "orpo_lightning.commands.plan:main",
     ),
+    "generate": Command(
+        "answer a file of prompts: JSONL in and out, batched, goes on after a kill",
+        "orpo_lightning.commands.generate:main",
+    ),
+    "chat": Command(
+        "talk to a model in the terminal, with its base beside it if you like",
+        "orpo_lightning.commands.chat:main",
+    ),
+    "merge": Command(
+        "the adapter into its base: one model, with proof that nothing else changed",
+        "orpo_lightning.commands.merge:main",
+    ),
+    "export": Command(
+        "how to serve it: Ollama, vLLM, and GGUF for llama.cpp",
+        "orpo_lightning.commands.export:main",
+    ),
+    "push": Command(
+        "send an adapter or a merged model to the hub, with its model card",
+        "orpo_lightning.commands.push:main",
+    ),
 }
