@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
-from orpo_lightning.pages import charts, tokens, words
+from orpo_lightning.pages import charts, lines, tokens, words
 
 
 def render(template: str, **values: Any) -> str:
@@ -45,6 +45,7 @@ def _environment() -> Environment:
             charts.stack,
             tokens.blocks,
         ),
+        *(lines.drawable, lines.lines, lines.key, lines.table, lines.figure),
     )
     shared = {function.__name__: function for function in functions}
     environment.filters.update(shared)

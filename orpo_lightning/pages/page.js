@@ -56,13 +56,13 @@
     reveal();
   }
 
-  // Charts: the value of one bar is written where the summary stands
-  all(".chart svg").forEach((svg) => {
+  // Charts: what stands at one bar or place is written where the summary stands
+  all(".chart svg[role=img]").forEach((svg) => {
     const hits = all(".hit", svg);
-    const readout = svg.parentElement.querySelector(".readout");
+    const readout = svg.closest(".chart").querySelector(".readout");
     const summary = readout.textContent;
     const words = hits.map((hit) => hit.querySelector("title").textContent);
-    hits.forEach((hit) => hit.replaceChildren()); // else the browser's own label comes up as well
+    hits.forEach((hit) => hit.querySelector("title").remove()); // else the browser's own label comes up as well
     let at = -1;
     const mark = (index) => {
       if (hits[at]) hits[at].classList.remove("on");
@@ -71,7 +71,7 @@
       readout.textContent = hits[at] ? words[at] : summary;
     };
     svg.tabIndex = 0;
-    svg.setAttribute("aria-label", svg.getAttribute("aria-label") + " Arrow keys read the bars.");
+    svg.setAttribute("aria-label", svg.getAttribute("aria-label") + " Arrow keys read the values.");
     hits.forEach((hit, index) => hit.addEventListener("pointerenter", () => mark(index)));
     svg.addEventListener("pointerleave", () => mark(-1));
     svg.addEventListener("focus", () => { if (at < 0 && svg.matches(":focus-visible")) mark(0); });
