@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from orpo_lightning.generation import Answerer, Sampling
 from orpo_lightning.judging.kept import Kept, key_of
 from orpo_lightning.judging.pairs import Question
 from orpo_lightning.judging.scoring import Sides
-from orpo_lightning.trained import Trained
+from orpo_lightning.trained import Trained, weight_files
 
 log = logging.getLogger(__name__)
 _BATCH = 16
@@ -60,9 +59,5 @@ def write_answers(
 
 def weights_mark(trained: Trained) -> list[Any]:
     """Return what tells these weights from others, without reading them: names, sizes and times of files."""
-    mark: list[Any] = [trained.base, trained.revision, trained.quantization, trained.adapter]
-    for place in filter(None, (trained.base, trained.adapter)):
-        for file in sorted(Path(place).expanduser().glob("*.safetensors")):
-            facts = file.stat()
-            mark.append((str(file), facts.st_size, facts.st_mtime_ns))
-    return mark
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(trained)]
+    return [trained.base, trained.revision, trained.adapter, trained.quantization, facts]

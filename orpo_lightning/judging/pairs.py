@@ -52,6 +52,8 @@ def held_out(trained: Trained, sources: Sequence[str] | None, max_length: int | 
     if sources:
         settings |= {"test": list(sources), "train": None, "validation": None}
     data = PreferenceDataModule(**settings)
+    if trained.run is None:
+        data.processor = tokenizer_of(trained)
     if data.test is not None:
         data.setup("test")
         assert data.test_dataset is not None
@@ -72,11 +74,7 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
             raise UsageError(
                 f"{trained.name} belongs to no run that names held-out pairs: name some, --pairs"
             )
-        return {
-            "tokenizer": tokenizer_of(trained),
-            "revision": trained.revision,
-            "trust_remote_code": trained.trust_remote_code,
-        }
+        return {"tokenizer": trained.weights}
     settings = settings_of(trained.config, "data")
     kind = str((trained.config.get("data") or {}).get("class_path") or PreferenceDataModule.__name__)
     if kind.rpartition(".")[2] != PreferenceDataModule.__name__:
@@ -85,7 +83,7 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
         )
     if not sources and not settings.get("test") and not settings.get("validation"):
         raise UsageError(
-            f"{trained.name}: its config.yaml names neither data.test nor data.validation: name pairs, --pairs"
+            f"{trained.name}: its config.yaml names neither data.test nor validation: name pairs, --pairs"
         )
     return {**settings, "validation_size": None, "validation_budget": None}
 

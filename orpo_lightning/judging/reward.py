@@ -66,7 +66,7 @@ class RewardModel:
                 )
             except Exception as error:  # a template is a program: it raises what it likes
                 raise UsageError(
-                    f"{_KEY}: {self.name}: its chat template cannot render a conversation: {first_line(error)}"
+                    f"{_KEY}: {self.name}: its chat template cannot render this: {first_line(error)}"
                 ) from error
             # One at a time: padding could only change the number.
             logits = self._model(**inputs.to(self._model.device)).logits
