@@ -105,7 +105,7 @@ def diagrams(report: Report) -> list[tuple[str, list[Series], str]]:
         ]
         chance = one["ece_if_calibrated"]
         words = (
-            f"Calibration error {value(one['ece'])}; a calibrated model's would be about {chance['mean']:.3f}, "
+            f"Calibration error {value(one['ece'])}; a calibrated model's is about {chance['mean']:.3f}, "
             f"seldom above {chance['high']:.3f}."
         )
         found.append((name, [Series(name, points), _DIAGONAL], words))
