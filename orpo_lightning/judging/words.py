@@ -111,9 +111,9 @@ def _judge(found: Report) -> str:
         f"{found['disagreements']}, both answers were the same on {found['identical']}"
     )
     if found["malformed"]:
+        lost = found["prompts"] - found["judged"]
         lines.append(
-            f"              {found['malformed']} replies had no verdict: their "
-            f"{found['prompts'] - found['judged']} prompts are left out"
+            f"              replies without a verdict: {found['malformed']}; prompts left out for it: {lost}"
         )
     return "\n".join(lines)
 
