@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orpo_lightning.judging import words
-from orpo_lightning.pages.evaluate_page import evaluate_page, headline, value
+from orpo_lightning.pages.evaluate_page import cell, evaluate_page, headline, value
 from tests.browser import Browser, browser
 from tests.evaluation_report import report
 from tests.test_pages_browser import COLOURS, CONTRASTS, DESK, HIDDEN, NAME, OPEN_ALL, PHONE, REACHABLE
@@ -22,11 +22,11 @@ def test_every_figure_stands_on_the_page_and_in_the_table() -> None:
     page, table = evaluate_page(made), words.table(made)
     for name, one in made["models"].items():
         for key in words.QUANTITIES:
-            assert value(one[key]) in page, (name, key)
+            assert cell(one[key]) in page, (name, key)
             assert words.value(one[key]) in table, (name, key)
     for row in made["buckets"]:
         for one in row["accuracy"].values():
-            assert value(one) in page
+            assert cell(one) in page
             assert words.value(one) in table
     assert value(made["judge"]["win_rate"]) in page
     assert "11 wins, 5 ties, 5 losses of 21 prompts" in table
@@ -47,12 +47,8 @@ def test_a_whole_model_alone_has_a_page_and_a_table_without_comparison() -> None
     rows = [
         {**row, "accuracy": {"model": row["accuracy"]["adapter"]}, "change": None} for row in made["buckets"]
     ]
-    made |= {
-        "models": own,
-        "buckets": rows,
-        "samples": [],
-        "calibration": {"definition": "", "models": calibrated},
-    }
+    made |= {"models": own, "buckets": rows, "samples": []}
+    made["calibration"] = {"definition": "", "models": calibrated}
     assert "base" not in words.table(made)
     page = evaluate_page(made)
     assert "Judged answers" not in page
@@ -141,6 +137,12 @@ def test_every_text_and_mark_stands_out(page: Browser, scheme: str) -> None:
     for look in range(3):
         paint = f"getComputedStyle(document.querySelector('#buckets .dot{look}')).fill"
         assert page.run(f"{COLOURS} return contrast(parse({paint}), behind(document.body))") >= 3
+
+
+def test_a_desk_is_wide_enough_for_three_models(page: Browser) -> None:
+    assert page.run("return document.documentElement.scrollWidth") == DESK[0]
+    first = "return [...document.querySelectorAll('.wide th:first-child')].map((one) => one.offsetWidth)"
+    assert min(page.run(first)) > 80
 
 
 def long_words() -> dict[str, Any]:

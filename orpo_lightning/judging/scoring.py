@@ -20,6 +20,7 @@ from orpo_lightning.batching.sorted_sampler import plan_validation
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.data.loading import refuse_tokens_beyond, tokens_of
 from orpo_lightning.data.table import PairTable
+from orpo_lightning.errors import SurroundingsError
 from orpo_lightning.judging.figures import Scores
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.scoring import score, take_apart
@@ -57,6 +58,7 @@ def score_pairs(model: Any, data: PreferenceDataModule, pairs: PairTable, sides:
 
     Raises:
         UsageError: the pairs have tokens that the model does not know.
+        SurroundingsError: the model gives no numbers.
     """
     refuse_tokens_beyond(model.get_input_embeddings(), data.processor, pairs)
     with _precision(model):
@@ -80,7 +82,17 @@ def score_pairs(model: Any, data: PreferenceDataModule, pairs: PairTable, sides:
                     means = torch.stack(score(scorer, batch).answer_means(), dim=1)
                 found[name][planned.indices] = means.double().cpu().numpy()
             progress.add(len(planned.indices))
+    _refuse_no_numbers(found)
     return Pass({name: Scores(*values.T.copy()) for name, values in found.items()}, layout)
+
+
+def _refuse_no_numbers(found: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    for name, values in found.items():
+        if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
+            raise SurroundingsError(
+                f"{name}: the log-probabilities of {wrong} of {len(values)} pairs are not finite: its weights "
+                "are damaged, or too large for their precision"
+            )
 
 
 def _precision(model: Any) -> AbstractContextManager[Any]:

@@ -37,6 +37,7 @@ def evaluate_page(report: Report) -> str:
         facts=facts(report),
         quantities=QUANTITIES,
         value=value,
+        cell=cell,
         spans=spans,
         diagrams=diagrams(report),
         samples=samples(report),
@@ -77,6 +78,12 @@ def value(found: Mapping[str, float] | None, sign: str = "") -> str:
         return NOTHING
     mean, low, high = (format(found[end], f"{sign}.3f") for end in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]".replace("-", "−")  # as wide as a digit
+
+
+def cell(found: Mapping[str, float] | None, sign: str = "") -> Markup:
+    """Return the same for a table: the interval below the mean."""
+    mean, _, ends = value(found, sign).partition(" ")
+    return Markup('{} <span class="ends">{}</span>').format(mean, ends) if ends else Markup(mean)
 
 
 def spans(found: Sequence[Mapping[str, float]]) -> Markup:
