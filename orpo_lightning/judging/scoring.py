@@ -90,8 +90,8 @@ def _refuse_no_numbers(found: Mapping[str, np.ndarray[Any, Any]]) -> None:
     for name, values in found.items():
         if wrong := int((~np.isfinite(values)).any(axis=1).sum()):
             raise SurroundingsError(
-                f"{name}: the log-probabilities of {wrong} of {len(values)} pairs are not finite: its weights "
-                "are damaged, or too large for their precision"
+                f"{name}: the log-probabilities of {wrong} of {len(values)} pairs are not finite: its "
+                "weights are damaged, or too large for their precision"
             )
 
 
