@@ -72,7 +72,7 @@ def report(run: tuple[Path, dict[str, float]]) -> dict[str, Any]:
         main(["evaluate", str(run[0]), "--accelerator", "cpu", "--samples", "2", "--max_new_tokens", "8"])
         == 0
     )
-    return json.loads((run[0] / "evaluation" / "evaluation.json").read_text())
+    return json.loads((run[0] / "evaluation.json").read_text())
 
 
 def pairs_of(folder: Path, tiny_base: str) -> Any:

@@ -44,7 +44,7 @@ options:
   --judge_timeout S     seconds that one of them may take (default: 120)
   --max_new_tokens N    most tokens of an answer (default: 256)
   --out DIR             folder of evaluation.html, evaluation.json, answers.jsonl and verdicts.jsonl
-                        (default: evaluation in the run's folder)
+                        (default: RUN/evaluation, and RUN/evaluation.json)
   --json                print evaluation.json, and nothing else
   --base ID             the adapter's base, instead of the one that it names
   --quantization KIND   of the base: none, nf4, int8 (default: as it was trained)
@@ -101,7 +101,7 @@ def _evaluate(args: list[str]) -> int:
 
     options = _options(args)
     report, folder = _report(args, options)
-    files = _write(folder, report)
+    files = _write(folder, _numbers(options, folder), report)
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
         return 0
@@ -222,12 +222,17 @@ def _folder(options: Namespace, trained: Trained) -> Path:
     return trained.run / ("evaluation" if name == "adapter" else f"evaluation-{name}")
 
 
-def _write(folder: Path, report: dict[str, Any]) -> list[Path]:
+def _numbers(options: Namespace, folder: Path) -> Path:
+    """Return where the numbers go: of a run beside its other files, where its model card looks for them."""
+    return folder / "evaluation.json" if options.out else folder.with_name(f"{folder.name}.json")
+
+
+def _write(folder: Path, numbers: Path, report: dict[str, Any]) -> list[Path]:
     """Write page and numbers; return the files."""
     from orpo_lightning.pages.evaluate_page import evaluate_page
 
     folder.mkdir(parents=True, exist_ok=True)
-    page, numbers = folder / "evaluation.html", folder / "evaluation.json"
+    page = folder / "evaluation.html"
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     numbers.write_text(text + "\n", encoding="utf-8")
     page.write_text(evaluate_page(report), encoding="utf-8")

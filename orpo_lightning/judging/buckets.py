@@ -14,7 +14,7 @@ _FEW = 5
 
 
 def buckets_of(pairs: PairTable) -> list[Bucket]:
-    """Return the buckets of a table, none of them empty; what tells no pairs apart has none."""
+    """Return the buckets of a table, none of them empty and none with all pairs."""
     lengths = pairs.lengths.numpy()
     longest = lengths[:, 0] + lengths[:, 1:].max(axis=1)
     found = [
@@ -24,14 +24,14 @@ def buckets_of(pairs: PairTable) -> list[Bucket]:
         *_by_number("agreement", pairs.agreements),
         *_by_number("score margin", pairs.margins),
     ]
-    return [bucket for bucket in found if bucket.members.any()]
+    # A bucket of all pairs says again what is said of all.
+    return [bucket for bucket in found if bucket.members.any() and not bucket.members.all()]
 
 
 def _by_source(pairs: PairTable) -> Iterator[Bucket]:
     of = pairs.source_of.numpy()
-    if len(np.unique(of)) > 1:
-        for number, source in enumerate(pairs.sources):
-            yield Bucket("source", source.info.source, of == number)
+    for number, source in enumerate(pairs.sources):
+        yield Bucket("source", source.info.source, of == number)
 
 
 def _by_longer(chosen: Array, rejected: Array) -> Iterator[Bucket]:
@@ -44,8 +44,6 @@ def _by_longer(chosen: Array, rejected: Array) -> Iterator[Bucket]:
 def _by_number(by: str, values: Array) -> Iterator[Bucket]:
     known = ~np.isnan(values)
     levels = np.unique(values[known])
-    if not len(levels) or (len(levels) == 1 and known.all()):
-        return
     if len(levels) <= _FEW:
         for level in levels:
             yield Bucket(by, f"{level:g}", known & (values == level))
@@ -59,8 +57,6 @@ def _quarters(by: str, values: Array, unit: str) -> Iterator[Bucket]:
     known = ~np.isnan(values)
     # An edge is a value that is there, so that its bucket's name is true.
     ends = np.unique(np.quantile(values[known], (0.25, 0.5, 0.75, 1.0), method="lower"))
-    if len(ends) < 2:
-        return
     below = -np.inf
     for end in ends:
         word = f"up to {end:g}" if below == -np.inf else f"over {below:g} to {end:g}"
