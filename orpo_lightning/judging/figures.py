@@ -56,12 +56,12 @@ class Bucket(NamedTuple):
     """(n,) bool."""
 
 
-def of_model(scores: Scores, prompts: Sequence[Any]) -> dict[str, dict[str, Any]]:
+def of_model(scores: Scores, prompts: Array) -> dict[str, dict[str, Any]]:
     """Return the mean of each quantity with its interval, pairs of one prompt drawn together."""
     return {name: written(estimate(values, prompts)) for name, values in scores.quantities().items()}
 
 
-def of_change(before: Scores, after: Scores, prompts: Sequence[Any]) -> dict[str, dict[str, Any]]:
+def of_change(before: Scores, after: Scores, prompts: Array) -> dict[str, dict[str, Any]]:
     """Return how far each quantity moved, pair by pair: far better known than either model's own value."""
     old, new = before.quantities(), after.quantities()
     return {name: written(estimate(new[name] - old[name], prompts)) for name in old}

@@ -35,7 +35,7 @@ class RewardModel:
         """Load it."""
         self.name, self.key = name, ["reward", name]
         device = hardware.detect_device(accelerator)
-        where = {"trust_remote_code": trust_remote_code}
+        where: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self._model = _load(name, device, where)
         self._tokenizer = load_tokenizer(name, **where)
         if not self._tokenizer.chat_template:
