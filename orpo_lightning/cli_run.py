@@ -56,15 +56,16 @@ def run_callbacks(
         is_preference: whether the module is a PreferenceModule.
     """
     checkpoints = str(folder / runfolder.CHECKPOINTS)
-    callbacks: list[Callback] = [RunHeader(header), RecordKeeper(), LostRanks()]
+    callbacks: list[Callback] = [RunHeader(header), LostRanks()]
     if settings.get("enable_progress_bar") is not False and not sys.stdout.isatty():
         callbacks.append(PlainProgress())
     if settings.get("enable_checkpointing") is not False:
         callbacks += [ResumeCheckpoint(checkpoints, save_every), BestCheckpoint(checkpoints)]
     callbacks.append(StopAtSignal(signals))
     if is_preference:
-        callbacks += [AdapterExport(), MemoryReport(), Meters(), Displacement(), ValidatedPairs()]
+        callbacks += [Displacement(), AdapterExport(), MemoryReport(), Meters(), ValidatedPairs()]
         callbacks += [Canary(), Samples(), PlotLayout()]
+    callbacks.append(RecordKeeper())  # last: a run is complete when all is written
     return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
 

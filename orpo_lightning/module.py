@@ -251,7 +251,8 @@ class PreferenceModule(lightning.LightningModule):
             if changes:
                 log.info("changed since the checkpoint: %s", ", ".join(changes))
         if self.grad_norm is not None:
-            values = {f"train/{name}": value for name, value in self._train_values().items()}
+            # Tensors of 32 bits, as self.log makes them.
+            values = {f"train/{name}": torch.as_tensor(value) for name, value in self._train_values().items()}
             step = float(self.trainer.global_step)
             self.trainer._logger_connector.log_metrics({**values, "step": step})  # type: ignore[dict-item]
             self._forget_logged()

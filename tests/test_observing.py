@@ -224,7 +224,7 @@ def test_pairs_are_told_from_shares_by_their_numbers_without_fillers_and_pairs_t
 
 
 def test_the_page_of_plots_names_each_tag_as_one_pattern_and_bands_by_their_three_tags() -> None:
-    plots = [plot for category in layout().values() for plot in category.values()]
+    plots = [plot for category in layout(on_gpu=True).values() for plot in category.values()]
     for kind, tags in plots:
         assert kind in ("Multiline", "Margin")
         if kind == "Margin":

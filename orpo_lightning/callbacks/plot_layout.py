@@ -22,7 +22,7 @@ class PlotLayout(lightning.Callback):
         """Write it, or say why not."""
         writer = writer_of(trainer)
         if writer is not None:
-            writer.add_custom_scalars(layout())
+            writer.add_custom_scalars(layout(on_gpu=pl_module.device.type == "cuda"))
         elif trainer.is_global_zero and trainer.loggers:
             log.info(
                 "no histograms, answers and page of plots are drawn: these are TensorBoard's, and "

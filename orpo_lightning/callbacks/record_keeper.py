@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from orpo_lightning import __version__, hardware
 from orpo_lightning.callbacks.canary import Canary
 from orpo_lightning.callbacks.header import RunHeader
 from orpo_lightning.callbacks.meters import peak_memory_mb
+from orpo_lightning.errors import SurroundingsError
+from orpo_lightning.masking import mask_text
 from orpo_lightning.modeling import parameter_counts
 from orpo_lightning.observing.record import RECORD, RunRecord, WarningsOf, how_it_failed, versions
 
-log = logging.getLogger(__name__)
 _PACKAGE_LOGGER = logging.getLogger("orpo_lightning")
 
 
@@ -50,7 +52,7 @@ class RecordKeeper(lightning.Callback):
             package=__version__,
             versions=versions(),
             device=_device(trainer, pl_module),
-            header=header,
+            header={label: mask_text(text) for label, text in header.items()},
             parameters=_parameters(pl_module),
             data=_data(trainer),
         )
@@ -68,10 +70,9 @@ class RecordKeeper(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Write why it is over."""
-        try:
+        # The disk is full, say: what went wrong first is what is to be told.
+        with suppress(OSError, SurroundingsError):
             self._end(trainer, pl_module, how_it_failed(exception))
-        except (OSError, ValueError) as error:  # the disk is full, say: what went wrong first is told already
-            log.debug("no record of the end: %s", error)
 
     def _end(self, trainer: lightning.Trainer, module: Any, how: str) -> None:
         if self._warnings is not None:

@@ -60,6 +60,7 @@ def token_rows(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [row for row in rows if len(row) > 1]
 
 
+@torch.no_grad()
 def mean_nll(scorer: Scorer, rows: Sequence[Sequence[int]], device: torch.device) -> float:
     """Return the mean negative log-probability of a token of some texts, but for the first of each.
 

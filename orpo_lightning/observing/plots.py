@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+Plots = dict[str, list[Any]]
+"""Title, then what `SummaryWriter.add_custom_scalars` takes for a plot."""
+
 
 def _lines(*tags: str) -> list[Any]:
     # The plugin takes each tag as a regular expression.
@@ -15,31 +18,45 @@ def _band(name: str) -> list[Any]:
     return ["Margin", [f"val/{name}", f"val_ci_low/{name}", f"val_ci_high/{name}"]]
 
 
-def layout() -> dict[str, dict[str, list[Any]]]:
-    """Return the layout for `SummaryWriter.add_custom_scalars`: category, then title, then a plot."""
+def _category(lines: Plots, bands: Plots) -> Plots:
+    # TensorBoard shows lines before bands, and of the bands the last one first.
+    return {**lines, **dict(reversed(bands.items()))}
+
+
+def layout(on_gpu: bool) -> dict[str, Plots]:
+    """Return the layout for `SummaryWriter.add_custom_scalars`: category, title, plot.
+
+    Args:
+        on_gpu: whether there may be a share of the device's peak to show.
+    """
+    utilisation = {"share of the peak (MFU)": _lines("train/mfu")} if on_gpu else {}
+    accuracies = [f"{stage}/rewards/accuracies" for stage in ("train", "val")]
     return {
-        "1 Is it learning?": {
-            "loss": _lines("train/loss", "val/loss"),
-            "loss, validation with its 95 % interval": _band("loss"),
-            "accuracy": _lines(
-                "train/rewards/accuracies", "val/rewards/accuracies", "val/rewards/accuracies_longer_is_wrong"
-            ),
-            "accuracy, validation with its 95 % interval": _band("rewards/accuracies"),
-            "accuracy where the longer answer is wrong": _band("rewards/accuracies_longer_is_wrong"),
-            "margin, validation with its 95 % interval": _band("rewards/margins"),
-        },
-        "2 At what price?": {
-            "chosen answers: change of the mean log-probability since the base": _band("logps_change/chosen"),
-            "rejected answers: change since the base": _band("logps_change/rejected"),
-            "chosen less rejected: change since the base": _band("logps_change/margins"),
-            "mean log-probability, validation": _lines("val/logps/chosen", "val/logps/rejected"),
-            "mean log-probability, training": _lines("train/logps/chosen", "train/logps/rejected"),
-            "canary: loss of general text, change since the base": _lines("val/canary_nll_change"),
-        },
+        "1 Is it learning?": _category(
+            {"loss": _lines("train/loss", "val/loss"), "accuracy": _lines(*accuracies)},
+            {
+                "margin, validation with its 95 % interval": _band("rewards/margins"),
+                "loss, validation with its 95 % interval": _band("loss"),
+                "accuracy, validation with its 95 % interval": _band("rewards/accuracies"),
+                "accuracy where the longer answer is wrong": _band("rewards/accuracies_longer_is_wrong"),
+            },
+        ),
+        "2 At what price?": _category(
+            {
+                "mean log-probability, training": _lines("train/logps/chosen", "train/logps/rejected"),
+                "mean log-probability, validation": _lines("val/logps/chosen", "val/logps/rejected"),
+                "canary: loss of general text, change since the base": _lines("val/canary_nll_change"),
+            },
+            {
+                "chosen answers: change since the base": _band("logps_change/chosen"),
+                "rejected answers: change since the base": _band("logps_change/rejected"),
+                "chosen less rejected: change since the base": _band("logps_change/margins"),
+            },
+        ),
         "3 How fast?": {
             "pairs a second": _lines("train/pairs_per_second"),
             "scored tokens a second": _lines("train/tokens_per_second"),
-            "share of the peak (MFU)": _lines("train/mfu"),
+            **utilisation,
             "share of padding": _lines("train/padding"),
             "peak memory, MB": _lines("train/peak_memory_mb"),
         },

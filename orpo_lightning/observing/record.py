@@ -37,7 +37,7 @@ class RunRecord:
     def __init__(self, path: Path, goes_on: bool = False) -> None:
         """Start the clock."""
         self.path = path
-        earlier = read_record(path) if goes_on else {}
+        earlier = dict(read_record(path)) if goes_on else {}
         self.facts: dict[str, Any] = dict.fromkeys(_UNKNOWN) | earlier | {"ended": None, "how": None}
         self.facts["started"] = earlier.get("started") or _now()
         self.facts["warnings"] = list(earlier.get("warnings") or [])

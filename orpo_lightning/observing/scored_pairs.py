@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orpo_lightning.batching.packing import FILLER
 from orpo_lightning.data.table import PairTable
+from orpo_lightning.masking import mask_text
 from orpo_lightning.observing.files import write_whole
 
 PAIRS = "pairs.npz"
@@ -93,7 +94,7 @@ def write_pairs(path: Path, scored: ScoredPairs, table: PairTable, step: int) ->
         "tokens_chosen": lengths[:, 1],
         "tokens_rejected": lengths[:, 2],
         "source": some.source_of.numpy().astype(np.int16),
-        "sources": np.array([source.info.source for source in table.sources]),
+        "sources": np.array([mask_text(source.info.source) for source in table.sources]),
         "step": np.int64(step),
     }
     buffer = io.BytesIO()

@@ -78,7 +78,12 @@ def fit(tiny_base: str, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -
             "save_every": 1,
             "run_dir": run_dir,
         }
-        return [verb, *(f"--{key}={value}" for key, value in settings.items()), *more]
+        # Short answers: as many as in any run, in less time.
+        samples = (
+            "--trainer.callbacks+=orpo_lightning.callbacks.Samples",
+            "--trainer.callbacks.max_new_tokens=4",
+        )
+        return [verb, *(f"--{key}={value}" for key, value in settings.items()), *samples, *more]
 
     return words
 
