@@ -14,7 +14,7 @@ from orpo_lightning.judging import words
 from orpo_lightning.pages.evaluate_page import cell, evaluate_page, headline, value
 from tests.browser import Browser, browser
 from tests.evaluation_report import report
-from tests.test_pages_browser import COLOURS, CONTRASTS, DESK, HIDDEN, NAME, OPEN_ALL, PHONE, REACHABLE
+from tests.page_checks import COLOURS, DESK, OPEN_ALL, PHONE, faint_texts, hidden_texts, opened, tab_through
 
 
 def test_every_figure_stands_on_the_page_and_in_the_table() -> None:
@@ -97,13 +97,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(chromium: Browser, file: Path) -> Iterator[Browser]:
-    """Show the page on a desk; in the end nothing may have been fetched or complained about."""
-    chromium.media()
-    chromium.window(*DESK)
-    chromium.open(file)
-    yield chromium
-    assert chromium.messages() == []
-    assert {address.partition("#")[0] for address in chromium.requests()} == {file.resolve().as_uri()}
+    with opened(chromium, file) as session:
+        yield session
 
 
 def test_the_reliability_diagram_is_read_with_the_arrow_keys(page: Browser) -> None:
@@ -118,12 +113,8 @@ def test_the_reliability_diagram_is_read_with_the_arrow_keys(page: Browser) -> N
 
 
 def test_the_tab_key_reaches_every_control_in_the_order_of_the_page(page: Browser) -> None:
-    wanted = page.run(f"{REACHABLE}.map({NAME})")
+    wanted, reached = tab_through(page)
     assert len(wanted) >= 8
-    reached = []
-    for _ in wanted:
-        page.press("Tab")
-        reached.append(page.run(f"return {NAME}(document.activeElement)"))
     assert reached == wanted
 
 
@@ -131,9 +122,9 @@ def test_the_tab_key_reaches_every_control_in_the_order_of_the_page(page: Browse
 def test_every_text_and_mark_stands_out(page: Browser, scheme: str) -> None:
     page.media(scheme=scheme)
     page.run(OPEN_ALL)
-    seen = page.run(COLOURS + CONTRASTS)
-    assert len(seen) > 150
-    assert [one for one in seen if one[0] < 4.5] == []
+    faint, seen = faint_texts(page)
+    assert seen > 150
+    assert faint == []
     for look in range(3):
         paint = f"getComputedStyle(document.querySelector('#buckets .dot{look}')).fill"
         assert page.run(f"{COLOURS} return contrast(parse({paint}), behind(document.body))") >= 3
@@ -167,4 +158,4 @@ def test_a_phone_never_scrolls_sideways(page: Browser, file: Path, made: Any, tm
 
 def test_nothing_is_hidden_in_print(page: Browser) -> None:
     page.media("print")
-    assert page.run(HIDDEN) == []
+    assert hidden_texts(page) == []
