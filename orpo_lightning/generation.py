@@ -80,9 +80,10 @@ class Answerer:
         """Find the tokens that end an answer."""
         self.prompts = PromptEncoder(tokenizer)
         """Makes token ids of prompts."""
-        self.stop_ids = _stop_ids(causal_model(model), tokenizer, self.prompts.end_of_turn())
+        causal = causal_model(model)
+        self.stop_ids = named_stop_ids(tokenizer, causal.generation_config, causal.config, self.prompts)
         """Every token that ends an answer: the model's, the tokenizer's, the chat template's."""
-        self.context = context_length(causal_model(model))
+        self.context = context_length_of(causal.config)
         """Tokens of prompt and answer together that the model was made for; None where nothing says so."""
         self._model, self._tokenizer = model, tokenizer
 
@@ -206,18 +207,40 @@ class Answerer:
         return [row[width:] for row in output.tolist()]
 
 
-def context_length(model: Any) -> int | None:
+def context_length_of(config: Any) -> int | None:
     """Return how many tokens a model was made for, as its config says; None where it does not."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _stop_ids(model: Any, tokenizer: Any, end_of_turn: int | None) -> set[int]:
-    named = [tokenizer.eos_token_id, end_of_turn]
-    for config in (model.generation_config, model.config, model.config.get_text_config()):
-        value = getattr(config, "eos_token_id", None)
+def named_stop_ids(
+    tokenizer: Any, settings: Any, config: Any, prompts: PromptEncoder | None = None
+) -> set[int]:
+    """Return every token that ends an answer.
+
+    Args:
+        tokenizer: names one, and so does its chat template.
+        settings: the model's generation_config, which may name several.
+        config: the model's config.
+        prompts: of the tokenizer, where it is at hand.
+    """
+    named = [tokenizer.eos_token_id, (prompts or PromptEncoder(tokenizer)).end_of_turn()]
+    for names in (settings, config, config.get_text_config()):
+        value = getattr(names, "eos_token_id", None)
         named += value if isinstance(value, list) else [value]
     return {int(token) for token in named if token is not None}
+
+
+def writable(settings: GenerationConfig, stop_ids: Sequence[int]) -> GenerationConfig:
+    """Return a model's settings with every token that ends an answer, as transformers agrees to write them.
+
+    It reads a temperature beside `do_sample: false`, and refuses to write it.
+    """
+    if stop_ids:
+        settings.eos_token_id = sorted(stop_ids)
+    if settings.do_sample is not True and (settings.temperature or settings.top_p or settings.top_k):
+        settings.do_sample = True
+    return settings
 
 
 @contextmanager
@@ -225,14 +248,20 @@ def _by(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """Let a model generate by these settings alone, in eval mode, and be as it was afterwards.
 
     What its own settings hold besides (a temperature, a penalty) would be filled in where ours say nothing.
+    A router's loss is nobody's business here, and in padded rows transformers fails at it.
     """
     before, modes = model.generation_config, [(module, module.training) for module in model.modules()]
+    routed = getattr(model.config, "output_router_logits", None)
     model.generation_config = settings
     model.eval()
+    if routed:
+        model.config.output_router_logits = False
     try:
         yield
     finally:
         model.generation_config = before
+        if routed:
+            model.config.output_router_logits = routed
         for module, mode in modes:
             module.training = mode
 

@@ -8,6 +8,7 @@ import torch
 
 from orpo_lightning import modeling
 from orpo_lightning.errors import CheckpointError, SurroundingsError, UsageError, first_line
+from orpo_lightning.generation import writable
 from orpo_lightning.hardware import Choice
 from orpo_lightning.trained import Trained, add_adapter
 
@@ -130,11 +131,7 @@ def save(model: Any, folder: Any, *, max_shard_size: str, stop_ids: set[int]) ->
     Raises:
         SurroundingsError: it cannot be written.
     """
-    if stop_ids:
-        model.generation_config.eos_token_id = sorted(stop_ids)
-    settings = model.generation_config
-    if settings.do_sample is not True and (settings.temperature or settings.top_p or settings.top_k):
-        settings.do_sample = True  # transformers loads such settings, and refuses to write them
+    model.generation_config = writable(model.generation_config, list(stop_ids))
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except ValueError as error:

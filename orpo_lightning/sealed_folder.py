@@ -80,6 +80,11 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest_of_bytes(content: bytes) -> str:
+    """Return the SHA-256 of bytes in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _seal(folder: Path) -> None:
     """Write down the files' digests, for `sha256sum -c SHA256SUMS`, and see all of it onto the disk."""
     files = sorted(folder.iterdir())

@@ -276,6 +276,18 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
     return Loaded(model.eval(), tokenizer, rows)
 
 
+def generation_settings(trained: Trained) -> Any:
+    """Return the generation_config of a model, or of an adapter's base; an empty one where there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(
+            trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code
+        )
+    except OSError:
+        return GenerationConfig()
+
+
 def weight_files(trained: Trained) -> list[Path]:
     """Return the files of weights that lie in folders here: of the adapter and of the base."""
     folders = [Path(name).expanduser() for name in {trained.base, trained.weights}]

@@ -31,6 +31,7 @@ options:
   --top_p P               draw from the likeliest tokens that have this share (default 1)
   --seed N                of what is drawn (default 0)
   --batch_size N          rows at a time (default 16)
+  --chat_template NAME    instead of the tokenizer's: chatml, llama-3, ..., or a .jinja file
   --side_by_side          the base's answer too, under base_answer
   --base NAME             instead of the base that the adapter names
   --quantization KIND     none, nf4, int8 (default: as the adapter was trained)
@@ -95,6 +96,7 @@ def _parse(args: list[str]) -> Any:
     words.add_argument("--out", required=True)
     words.add_sampling()
     words.add_argument("--batch_size", type=int, default=16)
+    words.add_argument("--chat_template", default=None)
     words.add_argument("--side_by_side", action="store_true")
     return words.parse_args(args)
 
@@ -105,11 +107,14 @@ def _answered(
     """Return the rows with their answers."""
     from orpo_lightning.answer_file import KEYS, Plan, answer_all
     from orpo_lightning.data.prompts import describe
+    from orpo_lightning.data.templates import read_template
     from orpo_lightning.errors import DataError
     from orpo_lightning.generation import Answerer
     from orpo_lightning.trained import load
 
     loaded = load(trained, accelerator=options.accelerator)
+    if options.chat_template is not None:
+        loaded.tokenizer.chat_template = read_template(options.chat_template)
     answerer = Answerer(loaded.model, loaded.tokenizer)
     ids = answerer.prompts.encode([one.prompt for one in asked])
     for one, prompt in zip(asked, ids, strict=True):
