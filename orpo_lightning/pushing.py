@@ -160,21 +160,17 @@ def _evaluation(trained: Trained) -> list[tuple[str, str]]:
         return []
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [("pairs, prompts", f"{found.get('pairs')}, {found.get('prompts')}")]
-    parts = {**found.get("models", {}), "change": found.get("change", {})}
+    parts = {**found.get("models", {}), "change": found.get("change") or {}}
     for part, figures in parts.items():
         rows += [(f"{part}: {name}", words) for name, value in figures.items() if (words := _words(value))]
     return rows
 
 
 def _words(value: Any) -> str:
-    """Return a figure of evaluation.json: a number, or one with its interval."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping) and "mean" in value:
-        low, high = value.get("interval", value.get("interval_95", (None, None)))
-        interval = "" if low is None else f" (95 % {low:.4g} to {high:.4g})"
-        return f"{value['mean']:.4g}{interval}"
-    return ""
+    """Return a figure of evaluation.json with its 95 % interval; of what is none, nothing."""
+    if not isinstance(value, Mapping):
+        return ""
+    return f"{value['mean']:.4g} (95 % {value['low']:.4g} to {value['high']:.4g})"
 
 
 def send(parcel: Parcel, repository: str, *, private: bool, message: str) -> str:

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluation = {
         "pairs": 40,
         "prompts": 20,
-        "models": {"adapter": {"accuracy": {"mean": 0.7, "interval": [0.6, 0.8]}}},
+        "models": {"adapter": {"accuracy": {"mean": 0.7, "low": 0.6, "high": 0.8}}},
     }
     (folder / "run" / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
