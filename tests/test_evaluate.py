@@ -269,6 +269,25 @@ def test_an_evaluation_that_was_killed_asks_the_judge_for_the_rest_only(
     assert key not in printed
 
 
+def test_a_reward_model_judges_the_model_named_for_it(
+    run: tuple[Path, Any], merged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_judging_models import reward_model
+
+    judge = reward_model(tmp_path / "reward")
+    words = f"evaluate {run[0]} --accelerator cpu --judge {judge} --judge_prompts 6 --max_new_tokens 6 --json"
+    assert main([*words.split(), "--out", str(tmp_path / "base")]) == 0
+    found = json.loads(capsys.readouterr().out)["judge"]
+    assert (found["name"], found["from"], found["to"]) == (judge, "base", "adapter")
+    # Of two rewards one is the higher, in whichever order the answers are shown.
+    assert (found["judged"], found["disagreements"]) == (6, 0)
+    assert main([*words.split(), "--against", str(merged), "--out", str(tmp_path / "merged")]) == 0
+    found = json.loads(capsys.readouterr().out)["judge"]
+    assert (found["from"], found["to"]) == ("against", "adapter")
+    # The merged model writes what the adapter writes.
+    assert (found["identical"], found["win_rate"]["mean"]) == (6, 0.5)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from orpo_lightning.generation import Answerer, Sampling
 from orpo_lightning.judging.kept import Kept, key_of
 from orpo_lightning.judging.pairs import Question
+from orpo_lightning.judging.progress import Progress
 from orpo_lightning.judging.scoring import Sides
 from orpo_lightning.trained import Trained, weight_files
 
-log = logging.getLogger(__name__)
 _BATCH = 16
 
 
@@ -45,14 +44,14 @@ def write_answers(
         keys = [key_of(name == "base", mark, question.ids, sampling) for question in questions]
         missing = [place for place, key in enumerate(keys) if kept.get(key) is None]
         prompts = [questions[place].ids for place in missing]
-        if missing:
-            log.info("%s: writing %d of %d answers", name, len(missing), len(questions))
+        progress = Progress(f"answers of {name} written", len(missing))
         for batch in answerer.batches(prompts, sampling, _BATCH):
             with side():
                 answers = answerer.answers([prompts[i] for i in batch], sampling, batch_size=_BATCH)
             for index, answer in zip(batch, answers, strict=True):
                 place = missing[index]
                 kept.add(keys[place], of=name, prompt=questions[place].turns, answer=answer.text)
+            progress.add(len(batch))
         found[name] = [kept.get(key)["answer"] for key in keys]  # type: ignore[index]
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,11 +20,9 @@ from orpo_lightning.data.loading import refuse_tokens_beyond, tokens_of
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import SurroundingsError
 from orpo_lightning.judging.figures import Scores
+from orpo_lightning.judging.progress import Progress
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.scoring import score, take_apart
-
-log = logging.getLogger(__name__)
-_SAY_EVERY = 10.0
 
 Sides = Mapping[str, Callable[[], AbstractContextManager[Any]]]
 """Of each name, what the model is put into to be the one of that name."""
@@ -73,7 +69,7 @@ def score_pairs(model: Any, data: PreferenceDataModule, pairs: PairTable, sides:
             ranks=(0, 1),
         )
         found = {name: np.full((len(pairs), 2), np.nan) for name in sides}
-        progress = _Progress(len(pairs))
+        progress = Progress("pairs scored", len(pairs))
         for planned in plan:
             batch = collate([pairs[index] for index in planned.indices])
             batch = move_data_to_device(batch, model.device)
@@ -100,19 +96,3 @@ def _precision(model: Any) -> AbstractContextManager[Any]:
     if model.dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
     return torch.autocast(model.device.type, dtype=model.dtype)
-
-
-class _Progress:
-    """A line every ten seconds."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.start = self.said = time.monotonic()
-
-    def add(self, pairs: int) -> None:
-        self.done += pairs
-        now = time.monotonic()
-        if now - self.said >= _SAY_EVERY and self.done < self.total:
-            rate = self.done / (now - self.start)
-            log.info("scored %s of %s pairs, %.3g a second", f"{self.done:,}", f"{self.total:,}", rate)
-            self.said = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,8 +11,7 @@ from orpo_lightning.bootstrap import estimate
 from orpo_lightning.data.messages import Message
 from orpo_lightning.judging.figures import written
 from orpo_lightning.judging.kept import Kept, key_of
-
-log = logging.getLogger(__name__)
+from orpo_lightning.judging.progress import Progress
 
 Verdict = Literal["first", "second", "tie", "malformed"]
 
@@ -87,8 +85,7 @@ def judged(
 def _ask(judge: Judge, comparisons: Sequence[Comparison], kept: Kept) -> list[Verdict]:
     keys = [key_of(judge.key, *comparison) for comparison in comparisons]
     missing = [place for place, key in enumerate(keys) if kept.get(key) is None]
-    if missing:
-        log.info("%s: %d of %d comparisons to make", judge.name, len(missing), len(keys))
+    progress = Progress(f"comparisons by {judge.name}", len(missing))
 
     def keep(index: int, reply: Reply) -> None:
         asked = comparisons[missing[index]]
@@ -99,6 +96,7 @@ def _ask(judge: Judge, comparisons: Sequence[Comparison], kept: Kept) -> list[Ve
             verdict=reply.verdict,
             reply=reply.text,
         )
+        progress.add(1)
 
     judge.compare([comparisons[place] for place in missing], keep)
     return [kept.get(key)["verdict"] for key in keys]  # type: ignore[index]
