@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tiny_models import tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from training import make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule
@@ -350,6 +350,32 @@ def test_an_answer_ends_before_its_stop_token_and_sampling_settings_of_the_model
     cut = greedy(model, prompts, stops=[stop], max_new_tokens=12)
     assert cut[0] == whole[0][: whole[0].index(stop)]
     assert causal.generation_config is given
+
+
+# Of every kind one: sliding windows, soft-capping, absolute positions, routers, ALiBi, recurrent layers.
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt2", "mixtral", "bloom", "mamba", "bamba"])
+def test_every_kind_of_architecture_answers_as_it_would_without_cache_and_padding(family: str) -> None:
+    model = tiny_model(family)
+    prompts = [[5, 6, 7, 8, 9], [11, 12]]
+    answers = greedy(model, prompts, stops=[], max_new_tokens=4)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        for _ in range(4):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert answer == ids[len(prompt) :]
+
+
+def test_a_model_that_gives_no_answers_ends_the_samples_and_not_the_run(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr("orpo_lightning.callbacks.samples.greedy", broken)
+    trainer, _ = fit(tiny_base, tmp_path, Samples(every_n_steps=1))
+    assert trainer.global_step == 4
+    assert caplog.text.count("no samples from here on, the model gives no answers: sizes do not match") == 1
 
 
 def test_a_prompt_of_the_users_own_goes_through_the_chat_template() -> None:

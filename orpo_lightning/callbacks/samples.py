@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 
 from orpo_lightning.callbacks.boundaries import at_boundary
-from orpo_lightning.errors import UsageError
+from orpo_lightning.errors import UsageError, first_line
 from orpo_lightning.observing.answers import greedy, markdown_table, prompt_ids, stop_ids
 from orpo_lightning.observing.files import append_line, cut_lines
 from orpo_lightning.observing.tensorboard import writer_of
@@ -130,12 +130,18 @@ class Samples(lightning.Callback):
             with switch:
                 self._base = self._answer(trainer, module)
 
-    def _answer(self, trainer: lightning.Trainer, module: Any) -> list[str]:
+    def _answer(self, trainer: lightning.Trainer, module: Any) -> list[str] | None:
+        """Return the answers; None where the model cannot give any: that ends them, and not the run."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         tables = (data.train_dataset, data.validation_dataset)
         stops = stop_ids(module.model, data.processor, tables)
-        with undisturbed(trainer, module):
-            found = greedy(module.model, self._ids, stops=stops, max_new_tokens=self.max_new_tokens)
+        try:
+            with undisturbed(trainer, module):
+                found = greedy(module.model, self._ids, stops=stops, max_new_tokens=self.max_new_tokens)
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            log.warning("no samples from here on, the model gives no answers: %s", first_line(error))
+            self._ids = []
+            return None
         return [data.processor.decode(ids, skip_special_tokens=True).strip() for ids in found]
 
     def _sample(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -143,6 +149,8 @@ class Samples(lightning.Callback):
         if not self._ids or step == self._step:
             return
         now = self._answer(trainer, module)
+        if now is None:
+            return
         # Before the first time there was the base.
         unknown: list[str | None] = [None] * len(now)
         base, before = self._base or unknown, self._before or self._base or unknown

@@ -64,8 +64,11 @@ def greedy(
         eos_token_id=list(stops) or None,
         pad_token_id=pad,
     )
+    # A router's loss of one token has no use, and transformers does not compute it.
+    routed = getattr(causal.config, "output_router_logits", False)
+    quiet = {"output_router_logits": False} if routed else {}
     try:
-        output = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+        output = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **quiet)
     finally:
         causal.generation_config = given
     return [_until_stop(row, set(stops)) for row in output[:, width:].tolist()]
