@@ -25,9 +25,11 @@ from orpo_lightning.callbacks import (
     RecordKeeper,
     ResumeCheckpoint,
     RunHeader,
+    RunReport,
     Samples,
     StopAtSignal,
     ValidatedPairs,
+    Verdict,
 )
 from orpo_lightning.observing.logger import CurvesLogger
 from orpo_lightning.resuming import is_unlogged
@@ -65,7 +67,8 @@ def run_callbacks(
     if is_preference:
         callbacks += [Displacement(), AdapterExport(), MemoryReport(), Meters(), ValidatedPairs()]
         callbacks += [Canary(), Samples(), PlotLayout()]
-    callbacks.append(RecordKeeper())  # last: a run is complete when all is written
+    callbacks.append(RecordKeeper())  # a run is complete when all is written
+    callbacks += [Verdict(), RunReport()]  # what all of that says
     return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
 

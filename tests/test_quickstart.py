@@ -119,3 +119,14 @@ def test_tensorboard_finds_the_runs_curves(quickstart: tuple[Path, str]) -> None
     assert {f"val/logps_change/{side}" for side in ("chosen", "rejected", "margins")} <= names
     assert {"val/canary_nll", "val/canary_nll_change", "train/padding", "train/peak_memory_mb"} <= names
     assert {"train/grad_norm", "train/lr", "train/pairs_per_second", "train/tokens_per_second"} <= names
+
+
+def test_it_ends_with_a_verdict_and_a_page_that_says_the_same(quickstart: tuple[Path, str]) -> None:
+    folder, printed = quickstart
+    (verdict,) = [line for line in printed.splitlines() if line.startswith("learning: ")]
+    assert f"report: {folder / 'report.html'}" in printed.splitlines()
+    page = unescape((folder / "report.html").read_text(encoding="utf-8"))
+    assert "Preferences are learned." in page
+    assert verdict.removeprefix("learning: h") in page  # there it begins with a capital
+    for part in ("Change from the base model", "Peak memory, MB", "Under the base model", "base model</dt>"):
+        assert part in page

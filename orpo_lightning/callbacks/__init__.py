@@ -13,9 +13,11 @@ from orpo_lightning.callbacks.meters import Meters
 from orpo_lightning.callbacks.plot_layout import PlotLayout
 from orpo_lightning.callbacks.progress import PlainProgress
 from orpo_lightning.callbacks.record_keeper import RecordKeeper
+from orpo_lightning.callbacks.run_report import RunReport
 from orpo_lightning.callbacks.samples import Samples
 from orpo_lightning.callbacks.stopping import StopAtSignal
 from orpo_lightning.callbacks.validated_pairs import ValidatedPairs
+from orpo_lightning.callbacks.verdict import Verdict
 from orpo_lightning.callbacks.weights_proof import WeightsProof
 
 __all__ = [
@@ -33,8 +35,10 @@ __all__ = [
     "RecordKeeper",
     "ResumeCheckpoint",
     "RunHeader",
+    "RunReport",
     "Samples",
     "StopAtSignal",
     "ValidatedPairs",
+    "Verdict",
     "WeightsProof",
 ]
