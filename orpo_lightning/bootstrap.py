@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RESAMPLES = 4000
 
@@ -20,7 +21,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    values: Sequence[float], groups: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0
+    values: ArrayLike, groups: Iterable[Any], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
     """Return a mean over pairs with its percentile interval, whole prompts drawn with replacement.
 

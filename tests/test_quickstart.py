@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -66,9 +68,22 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
     assert accuracy(adapted) > 0.93
 
 
+def test_evaluate_finds_what_test_found(quickstart: tuple[Path, str]) -> None:
+    folder, printed = quickstart
+    tested = re.search(r"^test .*accuracy (\S+) .*margin (\S+)", printed, re.MULTILINE)
+    assert tested, printed
+    found = json.loads((folder / "evaluation.json").read_text())["models"]["adapter"]
+    assert float(tested[1]) == pytest.approx(found["accuracy"]["mean"], abs=1e-4)
+    # Of rewards: beta, which is 1 here, times the margin.
+    assert float(tested[2]) == pytest.approx(found["margin"]["mean"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "name",
-    ["config.yaml", "log", "heldout.json", "record.json", "adapter/README.md", "checkpoints/best.ckpt"],
+    [
+        *("config.yaml", "log", "record.json", "adapter/README.md", "checkpoints/best.ckpt"),
+        *("evaluation.json", "evaluation/evaluation.html"),
+    ],
 )
 def test_the_run_folder_has(quickstart: tuple[Path, str], name: str) -> None:
     assert (quickstart[0] / name).is_file()

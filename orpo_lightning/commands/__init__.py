@@ -30,6 +30,10 @@ COMMANDS = {
         "look at the data before training: what is in it, what is wrong with it",
         "orpo_lightning.commands.inspect:main",
     ),
+    "evaluate": Command(
+        "judge a model on held-out pairs, by its answers, on general text",
+        "orpo_lightning.commands.evaluate:main",
+    ),
     "plan": Command(
         "memory and time of a configuration, for every GPU, from config.json alone",
         "orpo_lightning.commands.plan:main",

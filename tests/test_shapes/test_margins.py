@@ -1,4 +1,4 @@
-"""The margin of a pair: from which columns, and from which values."""
+"""The margin of a pair, and how many judges agreed on it: from which columns, and from which values."""
 
 from __future__ import annotations
 
@@ -67,3 +67,12 @@ def test_scores_that_are_no_numbers_leave_room_for_others() -> None:
         "rejected_rating": 1,
     }
     assert to_record(row, "x:3").margin == 2.0
+
+
+@pytest.mark.parametrize("shape", ["explicit text", "explicit messages", "implicit text", "orca", "argilla"])
+def test_how_many_judges_agreed_is_kept_where_the_row_has_a_number(shape: str) -> None:
+    row = SAMPLES[shape][0]
+    assert to_record(row | {"agreement": 3}, "x").agreement == 3.0
+    assert to_record(row | {"agreement": "0.75"}, "x").agreement == 0.75
+    assert to_record(row | {"agreement": "most"}, "x").agreement is None
+    assert to_record(row, "x").agreement is None
