@@ -9,6 +9,7 @@ from orpo_lightning.callbacks.lost_ranks import LostRanks
 from orpo_lightning.callbacks.memory_report import MemoryReport
 from orpo_lightning.callbacks.progress import PlainProgress
 from orpo_lightning.callbacks.stopping import StopAtSignal
+from orpo_lightning.callbacks.trial_watch import TrialWatch
 from orpo_lightning.callbacks.weights_proof import WeightsProof
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "ResumeCheckpoint",
     "RunHeader",
     "StopAtSignal",
+    "TrialWatch",
     "WeightsProof",
 ]

@@ -34,4 +34,20 @@ COMMANDS = {
         "memory and time of a configuration, for every GPU, from config.json alone",
         "orpo_lightning.commands.plan:main",
     ),
+    "doctor": Command(
+        "what this machine can do, and which configuration fits it",
+        "orpo_lightning.commands.doctor:main",
+    ),
+    "find-lr": Command(
+        "a learning rate to begin with, from a few steps with a rising one",
+        "orpo_lightning.commands.find_lr:main",
+    ),
+    "sweep": Command(
+        "many runs with other values of some keys, and which is best",
+        "orpo_lightning.commands.sweep:main",
+    ),
+    "completion": Command(
+        "a script for the shell that completes verbs, keys and files",
+        "orpo_lightning.commands.completion:main",
+    ),
 }

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
-from orpo_lightning.pages import charts, lines, tokens, words
+from orpo_lightning.pages import charts, dots, lines, tokens, words
 
 
 def render(template: str, **values: Any) -> str:
@@ -46,6 +46,7 @@ def _environment() -> Environment:
             tokens.blocks,
         ),
         *(lines.drawable, lines.lines, lines.key, lines.table, lines.figure),
+        dots.dots,
     )
     shared = {function.__name__: function for function in functions}
     environment.filters.update(shared)
