@@ -20,6 +20,7 @@ from orpo_lightning.sweeping.space import flags
 from orpo_lightning.sweeping.study import Taken
 
 log = logging.getLogger(__name__)
+PROGRAM = (sys.executable, "-m", "orpo_lightning", "fit")
 CONSOLE = "console"
 VALUES = "trial.jsonl"
 _WATCH = "orpo_lightning.callbacks.TrialWatch"
@@ -54,7 +55,7 @@ def run_trial(taken: Taken, words: Sequence[str], metric: str) -> Ended:
     folder = taken.folder
     folder.mkdir(parents=True, exist_ok=True)
     _wait_for_orphan(folder)
-    command = [sys.executable, "-m", "orpo_lightning", "fit", *words, *flags(taken.settings)]
+    command = [*PROGRAM, *words, *flags(taken.settings)]
     command += [f"--run_dir={folder}", "--resume=auto", f"--trainer.callbacks+={_WATCH}"]
     own = {"file": str(folder / VALUES), "metric": metric, "parent": os.getpid()}
     command += flags({f"trainer.callbacks.{key}": value for key, value in own.items()})
