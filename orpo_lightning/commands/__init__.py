@@ -25,13 +25,19 @@ class Command(NamedTuple):
         return code
 
 
+SUBCOMMANDS = {
+    "fit": "train a policy on preference pairs",
+    "validate": "measure the validation pairs",
+    "test": "measure the held-out test pairs",
+}
+"""Verbs of LightningCLI."""
 COMMANDS = {
     "inspect": Command(
-        "look at the data before training: what is in it, what is wrong with it",
+        "what is in the data, and what is wrong with it",
         "orpo_lightning.commands.inspect:main",
     ),
     "plan": Command(
-        "memory and time of a configuration, for every GPU, from config.json alone",
+        "memory and time of a configuration, for every GPU",
         "orpo_lightning.commands.plan:main",
     ),
     "doctor": Command(
@@ -51,3 +57,12 @@ COMMANDS = {
         "orpo_lightning.commands.completion:main",
     ),
 }
+
+GROUPS = {
+    "before training": ("doctor", "inspect", "plan"),
+    "choose settings": ("find-lr", "sweep"),
+    "train": ("fit", "validate", "test"),
+    "look, judge, use": ("report", "evaluate", "chat", "generate", "merge", "export", "push"),
+    "shell": ("completion",),
+}
+"""In which order the top-level `--help` lists the verbs."""
