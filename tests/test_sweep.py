@@ -135,6 +135,7 @@ def test_the_folder_is_not_used_for_another_question(
         ([], "--search is not set"),
         (["--search", "nowhere.yaml"], "--search nowhere.yaml: cannot be read"),
         (["--search", "wrong.yaml"], "did you mean model.lora_r?"),
+        (["--search", "betas.yaml"], "its value depends on model.objective.init_args.beta itself"),
         (["--search", "rates.yaml", "--data.validation", "null"], "data.validation is not set"),
         (["--search", "rates.yaml", "--metric", "val/length/chosen"], "--goal: expected min or max"),
     ],
@@ -148,6 +149,7 @@ def test_a_mistake_is_one_line_before_any_trial(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rates.yaml").write_text(f"{KEY}: [1e-7, 1e-3]\n")
+    Path("betas.yaml").write_text("model.objective.init_args.beta: [0.1, 1.0]\n")
     Path("wrong.yaml").write_text("model.lora_rr: [4, 8]\n")
     assert front.main(["sweep", "--config", CONFIG, *words]) == 2
     errors = capsys.readouterr().err.splitlines()

@@ -125,4 +125,7 @@ def test_a_shipped_search_space_is_one_of_keys_that_its_configuration_has(file: 
     from orpo_lightning.commands.sweep import _parsed
 
     for values in corners(read_space(file)):
-        _parsed(["--config", str(ROOT / "configs" / file.name), *flags(values)])
+        config = ROOT / "configs" / file.name
+        _parsed(
+            ["--config", str(config if config.is_file() else config.with_stem("mistral")), *flags(values)]
+        )

@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
+from orpo_lightning import runfolder
 from orpo_lightning.callbacks import LostRanks, MemoryReport, RunHeader, StopAtSignal
 from orpo_lightning.callbacks.rate_ramp import RateRamp
 from orpo_lightning.cli import PreferenceCLI
@@ -74,13 +75,17 @@ class RampCLI(PreferenceCLI):
                 f"--low, --high, --steps: expected low below high and two steps or more, found "
                 f"{config.low:g}, {config.high:g} and {config.steps}"
             )
+        if config.json:
+            runfolder.log_to_console(1)
         expand_home(config)
         self.header = fill_hardware(config) | fill_strategy(config)
         fill_tokenizer(config)
         self.header |= trusted_code(config)
         check_base_model(config)
         off = {key: value for key, value in _OFF.items() if key in config.trainer}
-        config.trainer.update({**off, "max_steps": config.steps, "default_root_dir": str(self._folder)})
+        off |= {"max_steps": config.steps, "default_root_dir": str(self._folder)}
+        for key, value in off.items():
+            config.trainer[key] = value
         self.header["learning rate"] = (
             f"from {config.low:g} to {config.high:g} in {config.steps} steps; nothing is kept"
         )

@@ -35,7 +35,8 @@ options:
   --search FILE       the search space
   --trials N          how many in all (default: all combinations, or 20)
   --out DIR           the sweep's folder (default: sweeps/NAME_OF_SEARCH_FILE)
-  --metric NAME       what decides, as it is logged in validation (default: val/loss)
+  --metric NAME       what decides, as it is logged in validation (default: val/loss; where keys of the
+                      objective are searched, which change the loss itself, another must be named)
   --goal min|max      which of its values are good (default: what the metric's name says)
   --pruner NAME       median, or none: every trial runs to its end (default: median)
   --json              print the trials as JSON, and nothing else
@@ -44,8 +45,8 @@ options:
 The folder has sweep.html, sweep.json, best.yaml (for `fit --config`) and trials/NUMBER/, each a run's.
 
 examples:
-  orpo-lightning sweep --config configs/quickstart.yaml --search configs/sweeps/quickstart.yaml
-  orpo-lightning sweep --config configs/mistral.yaml --search space.yaml --trials 30 --data.train pairs.jsonl
+  orpo-lightning sweep --config configs/quickstart.yaml --search configs/sweeps/lr.yaml --trials 6
+  orpo-lightning sweep --config configs/smollm2.yaml --search configs/sweeps/smollm2.yaml
 """
 _OWN = ("search", "trials", "out", "metric", "goal", "pruner", "json")
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class _Sweep:
         self.metric, self.goal = config.metric, _goal(config)
         if config.metric.startswith("val") and config.data.get("validation") is None:
             raise UsageError("data.validation is not set: trials are compared by their validation")
+        _refuse_moving_measure(self.metric, self.space)
         for values in corners(self.space):
             _parsed([*self.words, *flags(values)])
         self.folder = Path(config.out or Path("sweeps") / Path(config.search).stem).expanduser()
@@ -169,9 +171,12 @@ def _parsed(args: Sequence[str], *, with_own: bool = True) -> Any:
     """Return the configuration that the words stand for; without the sweep's own keys as a plain mapping."""
     import yaml
 
+    from orpo_lightning import runfolder
     from orpo_lightning.commands.config_cli import ConfigCLI
 
     cli = ConfigCLI("sweep", list(args), add_options=_add_options)
+    if cli.config.json:
+        runfolder.log_to_console(1)  # the CLI has switched it on again
     if with_own:
         return cli.config
     text = cli.parser.dump(cli.config, skip_none=False, skip_validation=True)
@@ -217,6 +222,19 @@ def _goal(config: Any) -> str:
             f"--goal: expected min or max: which of them is good of {config.metric} is not known"
         )
     return str(goal)
+
+
+def _refuse_moving_measure(metric: str, space: Any) -> None:
+    """Stop where what is searched is part of what trials would be compared by."""
+    from orpo_lightning.errors import UsageError
+
+    name = metric.partition("/")[2]
+    moving = [key for key in space if key.startswith("model.objective")]
+    if moving and (name == "loss" or name.startswith("rewards/") and name != "rewards/accuracies"):
+        raise UsageError(
+            f"--metric {metric}: its value depends on {moving[0]} itself, which is searched; compare by "
+            "val/odds_ratio_loss, val/nll_loss or val/rewards/accuracies"
+        )
 
 
 def _digest(config: Any) -> str:
