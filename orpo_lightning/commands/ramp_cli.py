@@ -83,7 +83,7 @@ class RampCLI(PreferenceCLI):
         self.header |= trusted_code(config)
         check_base_model(config)
         off = {key: value for key, value in _OFF.items() if key in config.trainer}
-        off |= {"max_steps": config.steps, "default_root_dir": str(self._folder)}
+        off |= {"max_steps": int(config.steps), "default_root_dir": str(self._folder)}
         for key, value in off.items():
             config.trainer[key] = value
         self.header["learning rate"] = (

@@ -46,7 +46,7 @@ The folder has sweep.html, sweep.json, best.yaml (for `fit --config`) and trials
 
 examples:
   orpo-lightning sweep --config configs/quickstart.yaml --search configs/sweeps/lr.yaml --trials 6
-  orpo-lightning sweep --config configs/smollm2.yaml --search configs/sweeps/smollm2.yaml
+  orpo-lightning sweep -c configs/mistral.yaml --search configs/sweeps/lr.yaml --metric val/rewards/accuracies
 """
 _OWN = ("search", "trials", "out", "metric", "goal", "pruner", "json")
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def _refuse_moving_measure(metric: str, space: Any) -> None:
 
     name = metric.partition("/")[2]
     moving = [key for key in space if key.startswith("model.objective")]
-    if moving and (name == "loss" or name.startswith("rewards/") and name != "rewards/accuracies"):
+    if moving and name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         raise UsageError(
             f"--metric {metric}: its value depends on {moving[0]} itself, which is searched; compare by "
             "val/odds_ratio_loss, val/nll_loss or val/rewards/accuracies"
