@@ -13,11 +13,12 @@ from orpo_lightning.commands import COMMANDS, SUBCOMMANDS
 HELP = """usage: orpo-lightning completion {bash,zsh,fish}
 
 Prints a script that completes verbs, options, the keys of `fit` with their values, and files. It is made
-once, so that the shell never waits: make it again after an update.
+once, so that the shell never waits: make it again after an update. Bash and fish find theirs in the folders
+below; for zsh write `source ~/.orpo-lightning.zsh` into ~/.zshrc, after compinit.
 
 examples:
   orpo-lightning completion bash > ~/.local/share/bash-completion/completions/orpo-lightning
-  orpo-lightning completion zsh > ~/.zfunc/_orpo-lightning    (a folder of your fpath, before compinit)
+  orpo-lightning completion zsh > ~/.orpo-lightning.zsh
   orpo-lightning completion fish > ~/.config/fish/completions/orpo-lightning.fish
 """
 PROGRAM = "orpo-lightning"
@@ -142,7 +143,7 @@ def bash(words: Words) -> str:
 def zsh(words: Words) -> str:
     """Return the script for zsh, which runs that of bash."""
     load = "autoload -Uz bashcompinit && bashcompinit"
-    return f"#compdef {PROGRAM}\n# Made by `{PROGRAM} completion zsh`\n{load}\n{_function(words)}"
+    return f"# Made by `{PROGRAM} completion zsh`: source it in ~/.zshrc\n{load}\n{_function(words)}"
 
 
 def _function(words: Words) -> str:

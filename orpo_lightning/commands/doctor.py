@@ -88,8 +88,9 @@ def _print(looks: list[tuple[str, Any]]) -> int:
             print(f"{_SIGNS[check.status]:<8} {check.name:<18} {check.found}", flush=True)
             if check.advice:
                 print(f"{'':<27} → {check.advice}", flush=True)
-    count = {status: sum(check.status == status for check in found) for status in _SIGNS}
-    print(f"\n{count['error']} errors, {count['warning']} warnings")
+    count = {status: sum(check.status == status for check in found) for status in ("error", "warning")}
+    told = [f"{number} {status}{'s' * (number != 1)}" for status, number in count.items()]
+    print(f"\n{', '.join(told)}")
     return _code(found)
 
 
