@@ -11,11 +11,13 @@ import torch
 
 from orpo_lightning import hardware, modeling
 from orpo_lightning.base_errors import explain_base, is_about_files
-from orpo_lightning.errors import UsageError
+from orpo_lightning.errors import SurroundingsError, UsageError
 from orpo_lightning.hub_access import with_retries
 from orpo_lightning.modeling import Quantization
 
 ADAPTER_CONFIG = "adapter_config.json"
+TRAINING = "training.json"
+"""Beside an adapter: the settings of its training that decide how it is loaded."""
 
 
 class Trained(NamedTuple):
@@ -33,6 +35,8 @@ class Trained(NamedTuple):
     reason: str = ""
     """Why that quantization."""
     trust_remote_code: bool = False
+    lora_init: str = "default"
+    """How the adapter began: one of LoftQ is right on the nf4 base alone."""
     run: Path | None = None
     """The folder of the run that trained it, where it is at hand."""
     config: Mapping[str, Any] = {}
@@ -74,49 +78,119 @@ def find(
         SurroundingsError: the hub cannot be reached, or has nothing of this name.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() and (folder / "config.yaml").is_file():
-        return _of_run(name, folder, folder / "adapter", base, quantization, trust_remote_code)
-    if folder.is_dir() and (folder.parent / "config.yaml").is_file() and folder.name.startswith("adapter"):
-        return _of_run(name, folder.parent, folder, base, quantization, trust_remote_code)
-    if folder.is_dir() and not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
+    asked = _Asked(name, base, quantization, trust_remote_code)
+    if not folder.is_dir():
+        if folder.exists() or not _may_be_hub_id(name):
+            found = "a file" if folder.exists() else "no such folder"
+            raise UsageError(f"{name}: expected {_EXPECTED}, or a hub id like owner/name; found {found}")
+    elif (folder / "config.yaml").is_file():
+        return _of_run(asked, folder, folder / "adapter")
+    elif (folder.parent / "config.yaml").is_file() and folder.name.startswith("adapter"):
+        return _of_run(asked, folder.parent, folder)
+    elif not any((folder / file).is_file() for file in (ADAPTER_CONFIG, "config.json")):
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise UsageError(
-            f"{name}: expected the folder of a run (config.yaml), of an adapter ({ADAPTER_CONFIG}) or of a "
-            f"model (config.json), found {found}"
-        )
-    chosen = quantization or "none"
-    reason = "set by the user" if quantization else "as stored; --quantization nf4 takes a quarter"
+        raise UsageError(f"{name}: expected {_EXPECTED}, found {found}")
     settings = adapter_config(name)
     if settings is None:
+        chosen, reason = quantization or "none", _reason(quantization, "as it is stored")
         return Trained(name, name, None, None, chosen, reason, trust_remote_code)
-    named = base or _base_of(settings, name)
+    facts = _json_of(name, TRAINING) or {}
+    named = base or _located(_base_of(settings, name), folder if folder.is_dir() else None, name)
     revision = None if base else settings.get("revision")
-    return Trained(name, named, name, revision, chosen, reason, trust_remote_code)
+    return _adapted(asked, name, named, revision, facts.get("quantization"), facts.get("lora_init"))
 
 
-def _of_run(
-    name: str, run: Path, weights: Path, base: str | None, quantization: Quantization | None, trust: bool
-) -> Trained:
+class _Asked(NamedTuple):
+    """What the user said."""
+
+    name: str
+    base: str | None
+    quantization: Quantization | None
+    trust_remote_code: bool
+
+
+_EXPECTED = f"the folder of a run (config.yaml), of an adapter ({ADAPTER_CONFIG}) or of a model (config.json)"
+
+
+def _may_be_hub_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+
+
+def _reason(asked: Any, otherwise: str) -> str:
+    return otherwise if asked is None else "set by the user"
+
+
+def _of_run(asked: _Asked, run: Path, weights: Path) -> Trained:
     import yaml
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
     model = settings_of(config, "model")
     if not weights.is_dir():
-        raise UsageError(f"{name}: {weights} is not there: the run has not ended yet, or saved nothing")
+        raise UsageError(f"{asked.name}: {weights} is not there: the run has not ended yet, or saved nothing")
     if "base_model" not in model:
-        raise UsageError(f"{name}: {run / 'config.yaml'} names no model.base_model; name {weights} itself")
-    trust = trust or bool(model.get("trust_remote_code"))
-    chosen = quantization or model.get("quantization", "none")
-    reason = "set by the user" if quantization else "as it was trained"
-    if not (weights / ADAPTER_CONFIG).is_file():  # all weights were trained
-        return Trained(
-            name, str(weights), None, None, quantization or "none", reason, trust, run.resolve(), config
+        raise UsageError(
+            f"{asked.name}: {run / 'config.yaml'} names no model.base_model; name {weights} itself"
         )
-    if model.get("lora_init") == "loftq" and chosen != "nf4":
-        raise UsageError(f"{name}: a LoftQ adapter is right on the nf4 base alone, found {chosen}")
-    revision = None if base else model.get("revision")
-    named = base or model["base_model"]
-    return Trained(name, named, str(weights), revision, chosen, reason, trust, run.resolve(), config)
+    trust = asked.trust_remote_code or bool(model.get("trust_remote_code"))
+    of_run: dict[str, Any] = {"run": run.resolve(), "config": config}
+    if not (weights / ADAPTER_CONFIG).is_file():  # all weights were trained
+        chosen, reason = asked.quantization or "none", _reason(asked.quantization, "as it was trained")
+        return Trained(asked.name, str(weights), None, None, chosen, reason, trust, **of_run)
+    revision = None if asked.base else model.get("revision")
+    named = asked.base or _located(model["base_model"], run, asked.name)
+    adapted = _adapted(
+        asked, str(weights), named, revision, model.get("quantization"), model.get("lora_init")
+    )
+    return adapted._replace(trust_remote_code=trust, **of_run)
+
+
+def _adapted(
+    asked: _Asked,
+    adapter: str,
+    base: str,
+    revision: str | None,
+    trained_on: Quantization | None,
+    lora_init: str | None,
+) -> Trained:
+    """Return an adapter, loaded on the quantisation it was trained on unless the user has another."""
+    chosen = asked.quantization or trained_on or "none"
+    unknown = "nothing says what it was trained on; --quantization nf4 takes a quarter"
+    reason = _reason(asked.quantization, "as it was trained" if trained_on else unknown)
+    if lora_init == "loftq" and chosen != "nf4":
+        raise UsageError(f"{asked.name}: a LoftQ adapter is right on the nf4 base alone, found {chosen}")
+    return Trained(
+        asked.name,
+        base,
+        adapter,
+        revision,
+        chosen,
+        reason,
+        asked.trust_remote_code,
+        lora_init or "default",
+    )
+
+
+def _located(base: str, folder: Path | None, name: str) -> str:
+    """Return a base as it is named, or, for the path of a folder, where that folder is from here.
+
+    A path was written down where the training was started: most often a folder above the run's.
+    """
+    path = Path(base).expanduser()
+    if path.is_dir() or path.is_absolute() or folder is None:
+        return _there(base, path, name)
+    for above in folder.resolve().parents:
+        if (above / path / "config.json").is_file():
+            return str(above / path)
+    return _there(base, path, name)
+
+
+def _there(base: str, path: Path, name: str) -> str:
+    if path.is_dir() or _may_be_hub_id(base):
+        return base
+    raise UsageError(
+        f"{name}: its base {base} is no folder here: start where the training was started, or name the base "
+        "with --base"
+    )
 
 
 def settings_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -131,22 +205,35 @@ def adapter_config(name: str) -> dict[str, Any] | None:
     Raises:
         SurroundingsError: the hub cannot be reached, or has nothing of this name.
     """
+    return _json_of(name, ADAPTER_CONFIG)
+
+
+def _json_of(name: str, file: str) -> dict[str, Any] | None:
+    path = _file_of(name, file)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """Return a file of a folder or of a repository of the hub; None where it has none of this name."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        file = folder / ADAPTER_CONFIG
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return folder / file if (folder / file).is_file() else None
     from transformers.utils import cached_file
 
     def fetch() -> Any:
-        return cached_file(name, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False)
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
 
+    path = _fetched(fetch, name)
+    return None if path is None else Path(path)
+
+
+def _fetched(fetch: Any, name: str) -> Any:
     try:
-        path = with_retries(fetch, name)
+        return with_retries(fetch, name)
     except Exception as error:
         if not is_about_files(error):
             raise
         raise explain_base(error, name, None, "the model") from error
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _base_of(settings: Mapping[str, Any], name: str) -> str:
@@ -163,10 +250,6 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
         SurroundingsError: files are missing or cannot be fetched, or the device is not there.
         UsageError: it is no causal language model.
     """
-    from peft import PeftModel
-
-    from orpo_lightning.data.tokenizer import load_tokenizer
-
     device = hardware.detect_device(accelerator)
     precision = hardware.choose_precision(device)
     dtype = hardware.compute_dtype(precision.value)
@@ -182,8 +265,8 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
         device=torch.device(device.kind),
     )
     if trained.adapter is not None:
-        model = PeftModel.from_pretrained(model, trained.adapter)
-    tokenizer = load_tokenizer(_tokenizer_of(trained), **where)
+        model = add_adapter(model, trained.adapter)
+    tokenizer = tokenizer_of(trained)
     rows = {
         "model": trained.base if trained.adapter is None else f"{trained.base} with {trained.adapter}",
         "quantization": f"{trained.quantization} ({trained.reason})",
@@ -193,9 +276,48 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
     return Loaded(model.eval(), tokenizer, rows)
 
 
-def _tokenizer_of(trained: Trained) -> str:
-    """Return where the tokenizer is: with the adapter where it was saved there, else with the base."""
-    folder = Path(trained.weights).expanduser()
-    if trained.adapter is None or (folder / "tokenizer_config.json").is_file():
-        return trained.weights
-    return trained.base
+def generation_settings(trained: Trained) -> Any:
+    """Return the generation_config of a model, or of an adapter's base; an empty one where there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(
+            trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code
+        )
+    except OSError:
+        return GenerationConfig()
+
+
+def weight_files(trained: Trained) -> list[Path]:
+    """Return the files of weights that lie in folders here: of the adapter and of the base."""
+    folders = [Path(name).expanduser() for name in {trained.base, trained.weights}]
+    return sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
+
+
+def add_adapter(model: Any, adapter: str) -> Any:
+    """Return a base with an adapter from a folder or the hub.
+
+    Raises:
+        SurroundingsError: it cannot be fetched, or does not fit this base.
+    """
+    from peft import PeftModel
+
+    try:
+        return _fetched(lambda: PeftModel.from_pretrained(model, adapter), adapter)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise SurroundingsError(f"{adapter}: is not of this base: its weights have other shapes") from error
+
+
+def tokenizer_of(trained: Trained) -> Any:
+    """Return the tokenizer: the one saved with the adapter where it is there, else the base's.
+
+    Raises:
+        SurroundingsError: it cannot be fetched.
+    """
+    from orpo_lightning.data.tokenizer import load_tokenizer
+
+    own = trained.adapter is None or _file_of(trained.adapter, "tokenizer_config.json") is not None
+    name, revision = (trained.weights, None) if own else (trained.base, trained.revision)
+    return load_tokenizer(name, revision=revision, trust_remote_code=trained.trust_remote_code)

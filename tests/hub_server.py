@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>.+?)"
     r"(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
@@ -112,7 +114,9 @@ class HubServer:
         kept = {name: value for name, value in os.environ.items() if not theirs.fullmatch(name)}
         return kept | {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def answer(self, method: str, target: str, body: bytes = b"") -> "_Answer":
+    def answer(
+        self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> "_Answer":
         """Answer one request; `target` is the still quoted path, with its query."""
         url = urlsplit(target)
         line = f"{method} {unquote(url.path)}"
@@ -121,6 +125,9 @@ class HubServer:
         fault = next(chain.from_iterable(turns), Fault())
         if fault.status != HTTPStatus.OK:
             return _error(fault.status, fault.code, fault.message)
+        written = self.write(method, url.path, body, headers or {})
+        if written is not None:
+            return written._replace(fault=fault)
         match = _API.fullmatch(url.path) or _RESOLVE.fullmatch(url.path)
         if match is None:
             return _error(HTTPStatus.NOT_FOUND, "", f"This test server has no {url.path}")
@@ -146,6 +153,10 @@ class HubServer:
         answer.headers["X-Repo-Commit"] = commit
         return answer._replace(fault=fault)
 
+    def write(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> "_Answer | None":
+        """Answer a request that changes something; None where it is none. This hub takes nothing."""
+        return None
+
     def _branches(self, kind: str, repo: str) -> list[tuple[str, dict[str, bytes]]]:
         """Return the branches of a repository, each with its files by path."""
         names = [name.partition("@") for of, name in self._folders if of == kind]
@@ -169,10 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def _respond(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        answer = _apply_range(
-            self.server.hub.answer(self.command, self.path, body), self.headers.get("Range")
-        )
+        body = self._body()
+        found = self.server.hub.answer(self.command, self.path, body, self.headers)
+        answer = _apply_range(found, self.headers.get("Range"))
         fault = answer.fault
         if self.command == "GET" and "Accept-Ranges" in answer.headers:
             found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
@@ -192,6 +202,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._hang_up(fault.reset)
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().strip() or b"0", 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _hang_up(self, reset: bool) -> None:
         if reset:
             self.wfile.flush()
@@ -201,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    do_GET = do_HEAD = do_POST = _respond  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = _respond  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         """Keep quiet: the requests are in `HubServer.requests`."""
@@ -238,7 +258,9 @@ def _apply_range(answer: _Answer, header: str | None) -> _Answer:
 
 def _repo_info(repo: str, commit: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     siblings = [{"rfilename": path} for path in files]
-    return {"id": repo, "sha": commit, "private": False, "gated": False, "tags": [], "siblings": siblings}
+    info = {"id": repo, "sha": commit, "private": False, "gated": False, "tags": [], "siblings": siblings}
+    front = re.match(r"---\n(.*?)\n---", files.get("README.md", b"").decode(), re.DOTALL)
+    return info | ({"cardData": yaml.safe_load(front[1])} if front else {})
 
 
 def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> _Answer:

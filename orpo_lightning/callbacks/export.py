@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import lightning
 import torch
 
 from orpo_lightning.callbacks.model_card import model_card
-from orpo_lightning.checkpoint_files import sync
-from orpo_lightning.full_disk import full_disk, is_full
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.sealed_folder import bring_back, staged
 from orpo_lightning.sharding import is_sharded, whole_weights
+from orpo_lightning.trained import TRAINING
 
 log = logging.getLogger(__name__)
-MANIFEST = "SHA256SUMS"
 _ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"
 
 
@@ -27,7 +24,7 @@ class AdapterExport(lightning.Callback):
     """Saves the adapter (or, in full fine-tuning, the model) at the end and at the best validation value.
 
     `PeftModel.from_pretrained(base, "DIR/adapter")` loads it; so do transformers and vLLM. SHA256SUMS in it
-    tells whether the files are what was written.
+    tells whether the files are what was written; training.json what the base was quantised to.
 
     Args:
         dirpath: folder that gets `adapter/` (the last weights) and `adapter-best/` (those of the lowest
@@ -54,7 +51,7 @@ class AdapterExport(lightning.Callback):
         """Bring back a folder that a killed run had moved aside."""
         if trainer.is_global_zero:
             for name in ("adapter", "adapter-best"):
-                _bring_back(Path(self.dirpath or trainer.default_root_dir) / name)
+                bring_back(Path(self.dirpath or trainer.default_root_dir) / name)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save where this validation was the best yet."""
@@ -76,17 +73,8 @@ class AdapterExport(lightning.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or trainer.default_root_dir) / name
-        staging = folder.with_name(f".{name}.{os.getpid()}")
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
+        with staged(folder, "the adapter", _ADVICE) as staging:
             _write(trainer, module, staging, state)
-            _put(staging, folder)
-        except Exception as error:  # weights are written in Rust, which has errors of its own
-            if is_full(error):
-                raise full_disk(folder, "the adapter", _ADVICE) from error
-            raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         log.info("saved %s (step %d)", folder, trainer.global_step)
 
 
@@ -97,40 +85,9 @@ def _write(trainer: lightning.Trainer, module: Any, folder: Path, state: dict[st
     if processor is not None:
         processor.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(trainer, module), encoding="utf-8")
-    _open_to_umask(folder)
-    _seal(folder)
-
-
-def _seal(folder: Path) -> None:
-    """Write down the files' digests, for `sha256sum -c SHA256SUMS`, and see all of it onto the disk."""
-    files = sorted(folder.iterdir())
-    lines = []
-    for path in files:
-        with path.open("rb") as stream:
-            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {path.name}\n")
-    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
-    for path in (*files, folder / MANIFEST, folder):
-        sync(path)
-
-
-def _put(staging: Path, folder: Path) -> None:
-    """Let a finished folder take the place of an older one: a kill leaves the old or the new one, whole."""
-    _bring_back(folder)
-    if folder.exists():
-        folder.replace(_aside(folder))
-    staging.replace(folder)
-    shutil.rmtree(_aside(folder), ignore_errors=True)
-
-
-def _bring_back(folder: Path) -> None:
-    """Undo an exchange that a kill cut short."""
-    if _aside(folder).exists() and not folder.exists():
-        _aside(folder).replace(folder)
-    shutil.rmtree(_aside(folder), ignore_errors=True)
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    if causal_model(module.model) is not module.model:
+        facts = {key: module.hparams[key] for key in ("quantization", "lora_init", "lora_variant")}
+        (folder / TRAINING).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _save_weights(module: Any, folder: Path, state: dict[str, Any] | None) -> None:
@@ -147,11 +104,3 @@ def _save_weights(module: Any, folder: Path, state: dict[str, Any] | None) -> No
         model.save_pretrained(
             folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=initial.name
         )
-
-
-def _open_to_umask(folder: Path) -> None:
-    """Give every file the permissions of an ordinary new one; safetensors files are written 0600."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)

@@ -26,12 +26,10 @@ class Command(NamedTuple):
 
 
 SUBCOMMANDS = {
-    "fit": "train a policy on preference pairs",
-    "validate": "measure the validation pairs",
-    "test": "measure the held-out test pairs",
-}
-"""Verbs of LightningCLI."""
-COMMANDS = {
+    "doctor": Command(
+        "what this machine can do, and which configuration fits it",
+        "orpo_lightning.commands.doctor:main",
+    ),
     "inspect": Command(
         "what is in the data, and what is wrong with it",
         "orpo_lightning.commands.inspect:main",
@@ -39,10 +37,6 @@ COMMANDS = {
     "plan": Command(
         "memory and time of a configuration, for every GPU",
         "orpo_lightning.commands.plan:main",
-    ),
-    "doctor": Command(
-        "what this machine can do, and which configuration fits it",
-        "orpo_lightning.commands.doctor:main",
     ),
     "find-lr": Command(
         "a learning rate to begin with, from a few steps with a rising one",
@@ -52,12 +46,31 @@ COMMANDS = {
         "many runs with other values of some keys, and which is best",
         "orpo_lightning.commands.sweep:main",
     ),
+    "chat": Command(
+        "talk to a model in the terminal, with its base beside it",
+        "orpo_lightning.commands.chat:main",
+    ),
+    "generate": Command(
+        "answer a file of prompts, in batches; goes on after a kill",
+        "orpo_lightning.commands.generate:main",
+    ),
+    "merge": Command(
+        "the adapter into its base, with proof that nothing else changed",
+        "orpo_lightning.commands.merge:main",
+    ),
+    "export": Command(
+        "how to serve it: Ollama, vLLM, and GGUF for llama.cpp",
+        "orpo_lightning.commands.export:main",
+    ),
+    "push": Command(
+        "send an adapter or a merged model to the hub, with its model card",
+        "orpo_lightning.commands.push:main",
+    ),
     "completion": Command(
         "a script for the shell that completes verbs, keys and files",
         "orpo_lightning.commands.completion:main",
     ),
 }
-
 GROUPS = {
     "before training": ("doctor", "inspect", "plan"),
     "choose settings": ("find-lr", "sweep"),

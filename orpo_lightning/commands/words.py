@@ -14,7 +14,8 @@ class Words(argparse.ArgumentParser):
     """A parser that raises what is wrong instead of a screen of usage; `--help` is the verb's own text.
 
     Options shared by verbs have one name everywhere: `--out`, `--json`, `--quantization`, `--base`,
-    `--batch_size`, `--max_new_tokens`, `--seed`, `--accelerator`, `--trust_remote_code`.
+    `--batch_size`, `--max_new_tokens`, `--temperature`, `--top_p`, `--seed`, `--accelerator`,
+    `--trust_remote_code`.
     """
 
     def __init__(self, verb: str) -> None:
@@ -38,3 +39,10 @@ class Words(argparse.ArgumentParser):
         self.add_argument("--quantization", choices=["none", "nf4", "int8"], default=None)
         self.add_argument("--accelerator", default="auto")
         self.add_argument("--trust_remote_code", action="store_true")
+
+    def add_sampling(self) -> None:
+        """Add how answers are drawn, in the words of `generation.Sampling`."""
+        self.add_argument("--max_new_tokens", type=int, default=256)
+        self.add_argument("--temperature", type=float, default=0.0)
+        self.add_argument("--top_p", type=float, default=1.0)
+        self.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,79 @@
+"""Pairs on which two models are compared: the held-out ones of a run, those of a file, or built-in ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orpo_lightning.batching.base import TokenizedPair
+from orpo_lightning.data.datamodule import PreferenceDataModule
+from orpo_lightning.data.encoding import Encoder
+from orpo_lightning.data.rendering import Texts
+from orpo_lightning.data.token_rules import StopRule
+from orpo_lightning.errors import UserError, first_line
+from orpo_lightning.trained import Trained, settings_of
+
+log = logging.getLogger(__name__)
+_TEXTS = Path(__file__).parent / "data" / "proof_texts.json"
+
+
+class ProofPairs(NamedTuple):
+    """Tokenised pairs, and where they come from in words."""
+
+    pairs: list[TokenizedPair]
+    source: str
+
+
+def proof_pairs(trained: Trained, tokenizer: Any, *, file: str | None, count: int) -> ProofPairs:
+    """Return up to `count` pairs, spread over the file or the run's held-out pairs.
+
+    Args:
+        trained: what they are for.
+        tokenizer: its own.
+        file: a source of pairs, in any shape of row; None takes the run's test pairs, else its validation
+            pairs.
+        count: most pairs.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if file is not None:
+        settings = {"test": file, "tokenizer": trained.weights, **_of_training(trained)}
+        return ProofPairs(_spread(_dataset(settings, "test"), count), file)
+    settings = settings_of(trained.config, "data")
+    why = "no run is at hand; --pairs names others"
+    if settings:
+        split = "test" if settings.get("test") else "validation"
+        try:
+            found = _spread(_dataset(settings, split), count)
+            return ProofPairs(found, f"{split} pairs of the run")
+        except (UserError, TypeError, OSError) as error:  # data that is gone, a data module of another class
+            why = f"the run's pairs cannot be read: {first_line(error)}"
+    return ProofPairs(_built_in(tokenizer), f"built-in texts ({why})")
+
+
+def _of_training(trained: Trained) -> dict[str, Any]:
+    settings = settings_of(trained.config, "data")
+    return {key: settings[key] for key in ("chat_template", "max_length") if key in settings}
+
+
+def _dataset(settings: dict[str, Any], split: str) -> Sequence[TokenizedPair]:
+    data = PreferenceDataModule(**{**settings, "validation_size": None, "validation_budget": None})
+    data.setup("test" if split == "test" else "validate")
+    found: Any = data.test_dataset if split == "test" else data.validation_dataset
+    return found
+
+
+def _spread(pairs: Sequence[TokenizedPair], count: int) -> list[TokenizedPair]:
+    size = len(pairs)
+    return [pairs[place * size // min(count, size)] for place in range(min(count, size))]
+
+
+def _built_in(tokenizer: Any) -> list[TokenizedPair]:
+    texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
+    encoded = Encoder(tokenizer).encode(Texts(*three, is_rendered=False) for three in texts)
+    stop = StopRule(tokenizer)
+    return [pair._replace(chosen=stop.end(pair.chosen), rejected=stop.end(pair.rejected)) for pair in encoded]

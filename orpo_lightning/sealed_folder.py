@@ -1,0 +1,115 @@
+"""Folders that appear whole or not at all, and that prove to be what was written when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orpo_lightning.checkpoint_files import sync
+from orpo_lightning.errors import CheckpointError
+from orpo_lightning.full_disk import full_disk, is_full
+
+MANIFEST = "SHA256SUMS"
+
+
+@contextmanager
+def staged(folder: Path, what: str, advice: str) -> Iterator[Path]:
+    """Give a folder's name to write into; sealed, it takes its place where nothing went wrong.
+
+    Args:
+        folder: what is to be there in the end.
+        what: it is, for a message that the disk is full.
+        advice: what to do then besides making room.
+
+    Raises:
+        SurroundingsError: the disk is full.
+    """
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+        _open_to_umask(staging)
+        _seal(staging)
+        _put(staging, folder)
+    except Exception as error:  # weights are written in Rust, which has errors of its own
+        if is_full(error):
+            raise full_disk(folder, what, advice) from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def bring_back(folder: Path) -> None:
+    """Undo an exchange that a kill cut short."""
+    if _aside(folder).exists() and not folder.exists():
+        _aside(folder).replace(folder)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def check_seal(folder: Path) -> list[Path]:
+    """Return the files that a folder's manifest names, each compared with its digest.
+
+    Raises:
+        CheckpointError: there is no manifest, or a file is missing or another than was written.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}, so nothing tells whether its files are whole: expected a folder "
+            "that fit or merge has written"
+        )
+    files = []
+    for line in manifest.read_text(encoding="utf-8").splitlines():
+        wanted, _, name = line.partition("  ")
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: {manifest} names it")
+        if digest_of_file(file) != wanted:
+            raise CheckpointError(f"{file} is not what was written: its digest differs from {manifest}")
+        files.append(file)
+    return files
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of_bytes(content: bytes) -> str:
+    """Return the SHA-256 of bytes in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(folder: Path) -> None:
+    """Write down the files' digests, for `sha256sum -c SHA256SUMS`, and see all of it onto the disk."""
+    files = sorted(folder.iterdir())
+    lines = [f"{digest_of_file(path)}  {path.name}\n" for path in files]
+    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    for path in (*files, folder / MANIFEST, folder):
+        sync(path)
+
+
+def _put(staging: Path, folder: Path) -> None:
+    """Let a finished folder take the place of an older one: a kill leaves the old or the new one, whole."""
+    bring_back(folder)
+    if folder.exists():
+        folder.replace(_aside(folder))
+    staging.replace(folder)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _open_to_umask(folder: Path) -> None:
+    """Give every file the permissions of an ordinary new one; safetensors files are written 0600."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
