@@ -99,7 +99,9 @@ def add_change(
     score_base: Callable[[], PairLogps],
     agree: Callable[[bool], bool] = bool,
 ) -> ObjectiveOutput:
-    """Add `logps_change/chosen` and `/rejected`: how far the mean log-probability moved from the base's.
+    """Add `logps_change/chosen`, `/rejected`, `/margins`: how far mean log-probabilities moved.
+
+    `margins` is the change of chosen less rejected: what both have gained or lost alike is not in it.
 
     Args:
         output: of an objective that reports `logps/chosen` and `logps/rejected` pair by pair; any other is
@@ -118,9 +120,12 @@ def add_change(
 
     shares = [mean.pairs for mean in found if mean is not None and mean.pairs is not None]
     before = base.of(pairs, compute, agree).to(shares[0].sums.device)
+    moved = [share.sums - share.counts * before[:, i] for i, share in enumerate(shares)]
+    moved.append(moved[0] - moved[1])
+    counts = [share.counts for share in shares] + [shares[0].counts]
     changes = {
-        f"logps_change/{side}": Mean.over(share.sums - share.counts * before[:, i], share.counts)
-        for i, (side, share) in enumerate(zip(_SIDES, shares, strict=True))
+        f"logps_change/{name}": Mean.over(sums, count)
+        for name, sums, count in zip((*_SIDES, "margins"), moved, counts, strict=True)
     }
     return output._replace(metrics={**output.metrics, **changes})
 

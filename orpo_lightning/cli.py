@@ -14,22 +14,10 @@ import transformers
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from orpo_lightning import runfolder
-from orpo_lightning.callbacks import (
-    AdapterExport,
-    BestCheckpoint,
-    LostRanks,
-    MemoryReport,
-    PlainProgress,
-    ResumeCheckpoint,
-    RunHeader,
-    StopAtSignal,
-)
 from orpo_lightning.checkpoint_io import IntactCheckpointIO
 from orpo_lightning.cli_errors import report
 from orpo_lightning.cli_fill import (
@@ -44,10 +32,10 @@ from orpo_lightning.cli_fill import (
     trusted_code,
 )
 from orpo_lightning.cli_parser import OneLineParser, UniqueKeysConfigFile
+from orpo_lightning.cli_run import add_curves, cut_curves, run_callbacks
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
-from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.run_lock import RunLock
 from orpo_lightning.run_settings import BASE, changed_model, refuse
 from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
@@ -210,14 +198,8 @@ class PreferenceCLI(LightningCLI):
             refuse(changed_model(saved, here))
 
     def before_fit(self) -> None:
-        """Cut the curves of a run that goes on where its checkpoint stands: what came after comes anew."""
-        content = self.checkpoint.content
-        if content is None:
-            return
-        first = content["global_step"] + (0 if is_unlogged(content) else 1)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger._kwargs["purge_step"] = first
+        """Let the curves go on where the checkpoint stands."""
+        cut_curves(self.trainer, self.checkpoint.content)
 
     def after_instantiate_classes(self) -> None:
         """Keep secrets out of loggers, and two of Lightning's warnings for those of which they are true."""
@@ -235,27 +217,23 @@ class PreferenceCLI(LightningCLI):
         trainer_config = self._get(self.config_init, "trainer")
         given = trainer_config.get("callbacks") or []
         given = list(given) if isinstance(given, Iterable) else [given]
-        kwargs["callbacks"] = [*given, *self._run_callbacks(trainer_config, given)]
-        trainer = super().instantiate_trainer(**kwargs)
+        ours = run_callbacks(
+            given,
+            trainer_config,
+            self.run_folder,
+            header=self.header,
+            save_every=self._get(self.config, "save_every"),
+            signals=self.signals,
+            is_preference=isinstance(self.model, PreferenceModule),
+        )
+        trainer = super().instantiate_trainer(**{**kwargs, "callbacks": [*given, *ours]})
+        training = self.subcommand in ("fit", None)
+        add_curves(trainer, self.run_folder, None if training else self.checkpoint.content)
         if (
             type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
         ):  # neither the user's nor a strategy's own
             trainer.strategy.checkpoint_io = IntactCheckpointIO()
         return trainer
-
-    def _run_callbacks(self, trainer_config: Any, given: list[Callback]) -> list[Callback]:
-        folder = str(self.run_folder / runfolder.CHECKPOINTS)
-        callbacks: list[Callback] = [RunHeader(self.header), LostRanks()]
-        if trainer_config.get("enable_progress_bar") is not False and not sys.stdout.isatty():
-            callbacks.append(PlainProgress())
-        if trainer_config.get("enable_checkpointing") is not False:
-            save_every = self._get(self.config, "save_every")
-            callbacks += [ResumeCheckpoint(folder, save_every), BestCheckpoint(folder)]
-        callbacks.append(StopAtSignal(self.signals))
-        if isinstance(self.model, PreferenceModule):
-            callbacks += [AdapterExport(), MemoryReport()]
-        # A callback of the configuration stands instead of ours of its kind.
-        return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         path = None if self.checkpoint.path is None else str(self.checkpoint.path)
@@ -269,10 +247,6 @@ def _rank() -> int:
 
 def _is_ours(datamodule_class: Any) -> bool:
     return isinstance(datamodule_class, type) and issubclass(datamodule_class, PreferenceDataModule)
-
-
-def _kind(callback: Callback) -> type:
-    return ProgressBar if isinstance(callback, ProgressBar) else type(callback)
 
 
 def _config_files(whole: Namespace, config: Namespace) -> list[str]:

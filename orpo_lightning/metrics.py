@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from orpo_lightning.batching.base import PairBatch
 from orpo_lightning.intervals import deviations, half_width, interval
 from orpo_lightning.objectives.base import Mean, ObjectiveOutput, PairShares, Term
 
@@ -47,9 +48,14 @@ class WeightedMeans(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return every mean by name and `loss`, the weighted sum of terms; {} before the first update."""
-        means = dict(
-            zip(self.names, (self.totals[:, 0] / self.totals[:, 1].clamp(min=1)).float(), strict=True)
-        )
+        values = (self.totals[:, 0] / self.totals[:, 1].clamp(min=1)).float()
+        counts = self.totals[:, 1].tolist()
+        # A mean of nothing is left out: 0 would be an accuracy. Terms of the loss are nothing then, and stay.
+        means = {
+            name: value
+            for name, value, count in zip(self.names, values, counts, strict=True)
+            if count > 0 or name in self.weights
+        }
         if not means:
             return {}
         loss = torch.stack([weight * means[name] for name, weight in self.weights.items()]).sum()
@@ -128,6 +134,17 @@ class IntervalMeans(WeightedMeans):
         return loss - half, loss + half
 
 
+def with_padding(output: ObjectiveOutput, batch: PairBatch) -> ObjectiveOutput:
+    """Return an output that also reports `padding`: the share of computed tokens that belong to no text.
+
+    It is added up on the device like all else, and read where values are logged. Flat rows have none.
+    """
+    ids, mask = batch.model_inputs["input_ids"], batch.model_inputs.get("attention_mask")
+    computed = torch.full((), float(ids.numel()), device=ids.device)
+    padded = torch.zeros_like(computed) if mask is None else computed - mask.sum()
+    return output._replace(metrics={**output.metrics, "padding": Mean(padded, computed)})
+
+
 def interval_words(metrics: Mapping[str, Any], name: str) -> str:
     """Return " [low, high]" of a logged value such as val/loss, or nothing where none was logged."""
     stage, _, rest = name.partition("/")
@@ -161,7 +178,12 @@ class Speed:
         """Start the clock again."""
         self._start += time.perf_counter() - self._paused
 
+    @property
+    def seconds(self) -> float:
+        """The time since the last restart, never nothing."""
+        return max(time.perf_counter() - self._start, 1e-9)
+
     def rates(self) -> dict[str, Any]:
         """Return `pairs_per_second` and `tokens_per_second` since the last restart."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
+        seconds = self.seconds
         return {"pairs_per_second": self.pairs / seconds, "tokens_per_second": self.tokens / seconds}

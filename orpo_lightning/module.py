@@ -21,7 +21,7 @@ from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.initialization import check_initialization, check_lora
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.logps import PairLogps
-from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans
+from orpo_lightning.metrics import IntervalMeans, Speed, WeightedMeans, with_padding
 from orpo_lightning.modeling import LoraInit, LoraVariant, Quantization
 from orpo_lightning.objectives import ORPO, Objective, ObjectiveOutput, Term
 from orpo_lightning.planning.checkpointing import Choice
@@ -108,7 +108,7 @@ class PreferenceModule(lightning.LightningModule):
         self.train_means, self.val_means, self.test_means = WeightedMeans(), IntervalMeans(), IntervalMeans()
         self.base_logps: BaseLogps | None = None
         self.validation_name = "val"
-        self._speed = Speed()
+        self.speed = Speed()
         self.grad_norm: Tensor | None = None
         self.optimizer_made: torch.optim.Optimizer | None = None
         self._optimizer_settings: list[dict[str, Any]] | None = None
@@ -190,8 +190,8 @@ class PreferenceModule(lightning.LightningModule):
         if not batch.num_pairs:  # the step needed fewer micro-batches than it may have
             return torch.zeros((), device=self.device, requires_grad=True)
         output = self.step(batch)
-        self.train_means.update(output)
-        self._speed.add(batch.num_pairs, batch.target_ids.shape[0])
+        self.train_means.update(with_padding(output, batch))
+        self.speed.add(batch.num_pairs, batch.target_ids.shape[0])
         if batch.normalisers is None:
             return output.loss
         # Lightning divides by the accumulation (in a short last window too), DDP by the ranks.
@@ -243,7 +243,7 @@ class PreferenceModule(lightning.LightningModule):
             log.warning(
                 "%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0]
             )
-        self._speed.restart()
+        self.speed.restart()
 
     def _go_on(self) -> None:
         """Let this run's settings win over the checkpoint's, and log what its last step was still to log."""
@@ -275,7 +275,7 @@ class PreferenceModule(lightning.LightningModule):
         step = self.trainer.global_step
         if self.grad_norm is None or step % self._log_every:
             return
-        rates = {name: rate * self.trainer.world_size for name, rate in self._speed.rates().items()}
+        rates = {name: rate * self.trainer.world_size for name, rate in self.speed.rates().items()}
         self._log("train", {**self._train_values(), **rates})
         self._forget_logged()
 
@@ -286,18 +286,21 @@ class PreferenceModule(lightning.LightningModule):
     def _forget_logged(self) -> None:
         self.train_means.reset()
         self.grad_norm = None
-        self._speed.restart()
+        self.speed.restart()
 
     def on_validation_epoch_start(self) -> None:
         """Stop the training clock."""
-        self._speed.pause()
+        self.speed.pause()
         self.val_means.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
         if not self.trainer.sanity_checking:
             self._log(self.validation_name, self.val_means.compute())
-        self._speed.resume()
+
+    def on_validation_end(self) -> None:
+        """Start the training clock again, after all that callbacks do at a validation's end."""
+        self.speed.resume()
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""

@@ -20,6 +20,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from training import make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule
+from orpo_lightning.callbacks import Canary, Samples, ValidatedPairs
 from orpo_lightning.sharded_strategy import FSDP2Strategy
 from orpo_lightning.sharding import is_sharded, whole
 
@@ -80,7 +81,8 @@ def run(case: dict[str, Any], bases: dict[str, str], folder: Path) -> None:
         devices=case["world"],
         strategy=strategies[case["strategy"]] if case["world"] > 1 else "auto",
         accumulate_grad_batches=accumulate,
-        callbacks=[recorder],
+        callbacks=[recorder, Canary(), Samples(max_new_tokens=4), ValidatedPairs()],
+        default_root_dir=str(folder / f"{case['name']}.d"),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )

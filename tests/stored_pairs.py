@@ -38,6 +38,7 @@ def store(
     *,
     name: str = "pairs.jsonl",
     margins: Sequence[float] | None = None,
+    agreements: Sequence[float] | None = None,
     flags: Sequence[int] | None = None,
     whole: Sequence[Sequence[int]] | None = None,
     dropped: dict[str, Dropped] | None = None,
@@ -52,6 +53,7 @@ def store(
         "lengths": lengths,
         "keys": keys_of(pairs),
         "margins": np.array([np.nan] * len(pairs) if margins is None else margins, np.float32),
+        "agreements": np.array([np.nan] * len(pairs) if agreements is None else agreements, np.float32),
         "flags": np.array([0] * len(pairs) if flags is None else flags, np.uint8),
         "whole_lengths": whole_lengths,
     }

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
@@ -90,7 +91,11 @@ def found(tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return lambda one: torch.load(folder / f"{one['name']}.pt")
+
+    def load(one: Any) -> dict[str, Any]:
+        return torch.load(folder / f"{one['name']}.pt") | {"folder": folder / f"{one['name']}.d"}
+
+    return load
 
 
 @pytest.mark.parametrize("one", [*SAME, *SAME_NF4, *SAME_FULL], ids=lambda one: one["name"])
@@ -112,7 +117,8 @@ def assert_same(alone: dict[str, Any], together: dict[str, Any]) -> None:
         scale = gradient.abs().max().item()
         assert torch.allclose(together["gradients"][name], gradient, rtol=1e-6, atol=1e-6 * scale), name
     for name, value in alone["metrics"].items():
-        if "per_second" not in name and "skipped" not in name:
+        # Padding is what layout and split make of it.
+        if not any(word in name for word in ("per_second", "skipped", "padding")):
             assert together["metrics"][name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
     assert alone["metrics"]["val/length/chosen"] > 0
 
@@ -139,3 +145,24 @@ def test_every_weight_is_shared_out_and_counted_as_before(found: Found, one: Any
     assert found(base)["sharded"] == 0
     expected = "padded" if one["layout"] == "padded" else "shared_prefix"
     assert together["described"]["layout"].startswith(expected)
+
+
+@pytest.mark.parametrize("one", SAME, ids=lambda one: one["name"])
+def test_the_pairs_of_several_processes_are_those_of_one_without_fillers(found: Found, one: Any) -> None:
+    alone, together = (np.load(found(each)["folder"] / "pairs.npz") for each in (WHOLE, one))
+    assert len(alone["chosen"]) == 31  # not divisible by two or four processes, nor by batches of three
+    for name in alone.files:
+        if name in ("chosen", "rejected", "base_chosen", "base_rejected"):
+            assert together[name] == pytest.approx(alone[name], rel=1e-5)
+        else:
+            assert np.array_equal(alone[name], together[name]), name
+
+
+@pytest.mark.parametrize("one", SAME, ids=lambda one: one["name"])
+def test_answers_are_given_once_unless_the_weights_are_shared_out(found: Found, one: Any) -> None:
+    alone, together = (found(each)["folder"] / "samples.jsonl" for each in (WHOLE, one))
+    if one["strategy"] == "fsdp2":
+        assert not together.exists()
+    else:
+        assert together.read_text() == alone.read_text()
+        assert len(alone.read_text().splitlines()) == 4

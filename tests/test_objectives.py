@@ -212,3 +212,20 @@ def test_the_references_formula_gives_nan_gradients_where_ours_does_not() -> Non
     assert torch.isfinite(where).all()
     where.sum().backward()
     assert not torch.isfinite(x.grad).all()
+
+
+def test_accuracy_where_the_longer_answer_is_wrong_counts_those_pairs_alone() -> None:
+    """Of five pairs three have the longer rejected answer; of these the model prefers the chosen one in two.
+
+    The fourth pair's answers are equally long; the fifth has a longer rejected answer and no chosen one.
+    """
+    chosen, rejected = [-1.0, -2.0, -0.5, -1.0, -1.0], [-2.0, -1.0, -0.6, -9.0, -9.0]
+    policy = logps_of(chosen, rejected, tokens=([3, 3, 2, 4, 0], [5, 7, 9, 4, 6]))
+    metrics = ORPO()(policy).metrics
+    wrong = metrics["rewards/accuracies_longer_is_wrong"]
+    assert (wrong.sum.item(), wrong.count.item()) == (2.0, 3.0)
+    assert wrong.pairs is not None
+    assert wrong.pairs.sums.tolist() == [1, 0, 1, 0, 0]
+    assert wrong.pairs.counts.tolist() == [1, 1, 1, 0, 0]
+    overall = metrics["rewards/accuracies"]
+    assert (overall.sum.item(), overall.count.item()) == (3.0, 4.0)

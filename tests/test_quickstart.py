@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -63,8 +64,22 @@ def test_its_adapter_in_plain_peft_gives_the_runs_log_probabilities(quickstart: 
     assert accuracy(adapted) > 0.93
 
 
+def test_evaluate_finds_what_test_found(quickstart: tuple[Path, str]) -> None:
+    folder, printed = quickstart
+    tested = re.search(r"^test .*accuracy (\S+) .*margin (\S+)", printed, re.MULTILINE)
+    assert tested, printed
+    found = json.loads((folder / "evaluation" / "evaluation.json").read_text())["models"]["adapter"]
+    assert float(tested[1]) == pytest.approx(found["accuracy"]["mean"], abs=1e-4)
+    # Of rewards: beta, which is 1 here, times the margin.
+    assert float(tested[2]) == pytest.approx(found["margin"]["mean"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "log", "heldout.json", "adapter/README.md", "checkpoints/best.ckpt"]
+    "name",
+    [
+        *("config.yaml", "log", "adapter/README.md", "checkpoints/best.ckpt"),
+        *("evaluation/evaluation.json", "evaluation/evaluation.html"),
+    ],
 )
 def test_the_run_folder_has(quickstart: tuple[Path, str], name: str) -> None:
     assert (quickstart[0] / name).is_file()

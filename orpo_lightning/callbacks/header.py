@@ -29,6 +29,7 @@ class RunHeader(lightning.Callback):
     def __init__(self, rows: dict[str, str] | None = None) -> None:
         """Keep the rows."""
         self.rows = rows or {}
+        self.shown: dict[str, str] = {}
         self._printed = False
 
     def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -70,7 +71,10 @@ class RunHeader(lightning.Callback):
         if trainer.state.fn == "fit":
             rows |= {**left_out_rows(trainer), **step_rows(trainer), **batch_rows(trainer)}
             rows |= stop_token_rows(trainer, module)
-        log.info("%s", aligned({**rows, **self.rows}))
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                rows |= getattr(callback, "header_rows", dict)()
+        self.shown = {**rows, **self.rows}
+        log.info("%s", aligned(self.shown))
         if trainer.state.fn == "fit":
             for line in suspicious_lines(trainer):
                 log.warning("%s", line)

@@ -46,6 +46,10 @@ SUBCOMMANDS = {
         "many runs with other values of some keys, and which is best",
         "orpo_lightning.commands.sweep:main",
     ),
+    "evaluate": Command(
+        "judge a model on held-out pairs, by its answers, on general text",
+        "orpo_lightning.commands.evaluate:main",
+    ),
     "chat": Command(
         "talk to a model in the terminal, with its base beside it",
         "orpo_lightning.commands.chat:main",

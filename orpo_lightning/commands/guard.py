@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable
 
 from orpo_lightning import runfolder
@@ -16,6 +19,14 @@ def guarded(command: Callable[[], int], *, quiet: bool = False) -> int:
         quiet: keep all messages but errors off the terminal.
     """
     runfolder.log_to_console(1 if quiet else 0)
+    # Told of every model that is loaded; nothing in it is wrong here.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated.*")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Told of every model that is loaded; nothing in it is wrong here.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated.*")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return command()
     except KeyboardInterrupt:

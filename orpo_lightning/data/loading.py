@@ -31,7 +31,7 @@ def choose_collate(layout: Layout, trainer: Any, tokenizer: Any) -> Collate:
     if choose is not None and choose(layout).value == "shared_prefix":
         return lay_flat
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    rows = _embedding_rows(trainer)
+    rows = _rows_of(_embeddings(trainer))
     # A pad token may have been added behind the end of the model's vocabulary.
     fits = (token for token in known if token is not None and (rows is None or token < rows))
     return partial(pad_pairs, pad_id=next(fits))
@@ -43,7 +43,16 @@ def refuse_unknown_tokens(trainer: Any, tokenizer: Any, pairs: PairTable) -> Non
     Raises:
         UsageError: names the token and the size of the vocabulary.
     """
-    rows, largest = _embedding_rows(trainer), pairs.largest_token
+    refuse_tokens_beyond(_embeddings(trainer), tokenizer, pairs)
+
+
+def refuse_tokens_beyond(embeddings: Any, tokenizer: Any, pairs: PairTable) -> None:
+    """Stop where pairs hold a token behind the end of a model's embeddings; None has no end.
+
+    Raises:
+        UsageError: names the token and the size of the vocabulary.
+    """
+    rows, largest = _rows_of(embeddings), pairs.largest_token
     if rows is None or largest < rows:
         return
     text = tokenizer.convert_ids_to_tokens(largest)
@@ -54,10 +63,13 @@ def refuse_unknown_tokens(trainer: Any, tokenizer: Any, pairs: PairTable) -> Non
     )
 
 
-def _embedding_rows(trainer: Any) -> int | None:
-    """Return how many tokens the model has embeddings for; None for a module that does not say."""
+def _embeddings(trainer: Any) -> Any:
+    """Return the embeddings of the Trainer's model; None for a module that does not say."""
     model = getattr(getattr(trainer, "lightning_module", None), "model", None)
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return getattr(model, "get_input_embeddings", lambda: None)()
+
+
+def _rows_of(embeddings: Any) -> int | None:
     # Of one whose rows are trained, PEFT would put the weight together anew.
     embeddings = getattr(embeddings, "original_module", embeddings)
     return None if embeddings is None else int(embeddings.weight.shape[0])

@@ -44,6 +44,15 @@ def prompt_stands_in(keys: Keys, others: Keys) -> Keys:
     return np.isin(keys[:, 0], others[:, 0])
 
 
+def order_of_answers(keys: Keys) -> Keys:
+    """Return (n,) bool: whether the chosen answer comes first in an order that knows nothing of the label.
+
+    Of the two orders it is the one whose hash, the prompt mixed in, is the smaller: the same order whichever
+    was chosen, and perhaps the other one for the same answers to another prompt.
+    """
+    return _mixed(keys[:, 0], keys[:, 1], keys[:, 2]) < _mixed(keys[:, 0], keys[:, 2], keys[:, 1])
+
+
 def _mixed(*columns: Keys) -> Keys:
     """Return one hash of several, in which their order counts; of 64 bits, 5 million pairs never collide."""
     mixed: Keys = np.zeros(len(columns[0]), np.uint64)

@@ -14,6 +14,7 @@ from orpo_lightning.data.checks import refuse_bad_data
 from orpo_lightning.data.curation import Removed, counted, curate, without_pairs_of
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.parts import Part
+from orpo_lightning.data.records import PreferenceRecord, Records
 from orpo_lightning.data.report import SplitReport, make_report
 from orpo_lightning.data.splits import split_by_prompt
 from orpo_lightning.data.table import Dropped, PairTable
@@ -131,6 +132,13 @@ class Preparation:
         """Return what a split that is open holds, and what was left out of its sources."""
         source: Split = "train" if split == "validation" and self._held_out else split
         return make_report(table, self._tokenizer(), self.removed(source), self._weights[source])
+
+    def records(self, split: Split) -> Iterator[PreferenceRecord]:
+        """Yield the records of a split's sources as they were read, those too that were left out later."""
+        named: Split = "train" if split == "validation" and self._held_out else split
+        for rows, reading, _ in self._parts(named):
+            read = Records(rows.read(), rows.source, shape=reading.shape, columns=reading.columns)
+            yield from (record for record in read if isinstance(record, PreferenceRecord))
 
     def left_out(self) -> Iterator[dict[str, Any]]:
         """Yield split, where, reason, detail, row and rows of all that was left out of open splits."""

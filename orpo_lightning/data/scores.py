@@ -1,4 +1,4 @@
-"""By how much the chosen answer was judged better, where a row says so."""
+"""By how much the chosen answer was judged better, and by how many, where a row says so."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def margin(row: Mapping[str, Any]) -> float | None:
             if better is not None and worse is not None:
                 return better - worse
     return None
+
+
+def agreement(row: Mapping[str, Any]) -> float | None:
+    """Return how many judges agreed, or their share; None where the row has no number in `agreement`."""
+    return number(row.get("agreement"))

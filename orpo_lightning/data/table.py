@@ -70,6 +70,7 @@ _COLUMNS: dict[str, tuple[Any, Any]] = {
     "lengths": (np.int32, lambda info: 3 * info.pairs),
     "keys": (np.uint64, lambda info: 3 * info.pairs),
     "margins": (np.float32, lambda info: info.pairs),
+    "agreements": (np.float32, lambda info: info.pairs),
     "flags": (np.uint8, lambda info: info.pairs),
     "whole_lengths": (np.int32, lambda info: 3 * info.whole),
 }
@@ -99,7 +100,7 @@ class StoredPairs:
         self.folder, self.info = folder, TableInfo(**values)
         columns = {name: _map(folder, name, self.info) for name in COLUMNS}
         self.tokens, self.margins, self.flags = columns["tokens"], columns["margins"], columns["flags"]
-        self.keys = columns["keys"].reshape(-1, 3)
+        self.agreements, self.keys = columns["agreements"], columns["keys"].reshape(-1, 3)
         self.whole_lengths = columns["whole_lengths"].reshape(-1, 3)
         self.lengths = torch.from_numpy(columns["lengths"].reshape(-1, 3).astype(np.int64))
         sizes = self.lengths.sum(dim=1)
@@ -175,6 +176,11 @@ class PairTable(Sequence[TokenizedPair]):
     def margins(self) -> np.ndarray[Any, Any]:
         """(n,) float32, score of chosen less that of rejected; NaN where the row has none."""
         return self._look_up(lambda source: source.margins)
+
+    @property
+    def agreements(self) -> np.ndarray[Any, Any]:
+        """(n,) float32, how many judges agreed, or their share; NaN where the row does not say."""
+        return self._look_up(lambda source: source.agreements)
 
     @property
     def flags(self) -> np.ndarray[Any, Any]:

@@ -37,6 +37,8 @@ class Chunk(NamedTuple):
     """(3n) uint64: hashes of their ids."""
     margins: array[float]
     """(n) float32: score of chosen less that of rejected, NaN where the row has none."""
+    agreements: array[float]
+    """(n) float32: how many judges agreed, or their share, NaN where the row does not say."""
     flags: array[int]
     """(n) uint8: bits of `orpo_lightning.data.flags`."""
     whole_lengths: array[int]
@@ -183,7 +185,7 @@ class _Rules:
 
 
 def _empty_chunk() -> Chunk:
-    arrays = (array("i"), array("i"), array("Q"), array("f"), array("B"), array("i"))
+    arrays = (array("i"), array("i"), array("Q"), array("f"), array("f"), array("B"), array("i"))
     return Chunk(*arrays, [], [], 0, Counter(), 0, Counter())
 
 
@@ -194,6 +196,7 @@ def _add(made: Chunk, pair: TokenizedPair, record: PreferenceRecord, bits: int) 
         made.lengths.append(len(part))
         made.keys.append(int.from_bytes(blake2b(part, digest_size=8).digest(), "little"))
     made.margins.append(float("nan") if record.margin is None else record.margin)
+    made.agreements.append(float("nan") if record.agreement is None else record.agreement)
     made.flags.append(bits)
     made.places.append(record.where)
 

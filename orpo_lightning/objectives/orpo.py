@@ -102,6 +102,8 @@ def _metrics(
     """Return what is logged beside the loss; `chosen` and `rejected` are mean log-probabilities (B,)."""
     weights, pairs = policy.weights, policy.weights.sum()
     longer = torch.sign(policy.chosen_tokens - policy.rejected_tokens) / 2 + 0.5
+    wins = (chosen > rejected).to(weights.dtype)
+    longer_is_wrong = weights * (policy.rejected_tokens > policy.chosen_tokens)
     saturated = (torch.maximum(chosen, rejected) > -EPSILON).to(weights.dtype)
 
     def over_pairs(values: Tensor) -> Mean:
@@ -115,7 +117,8 @@ def _metrics(
         "rewards/chosen": over_pairs(beta * chosen),
         "rewards/rejected": over_pairs(beta * rejected),
         "rewards/margins": over_pairs(beta * (chosen - rejected)),
-        "rewards/accuracies": over_pairs((chosen > rejected).to(weights.dtype)),
+        "rewards/accuracies": over_pairs(wins),
+        "rewards/accuracies_longer_is_wrong": Mean.over(longer_is_wrong * wins, longer_is_wrong),
         "logps/chosen": over_pairs(chosen),
         "logps/rejected": over_pairs(rejected),
         "nll/prompt": per_token(policy.prompt_sum, policy.prompt_tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from orpo_lightning.errors import UsageError
@@ -69,3 +70,23 @@ def find_gpu(name: str) -> Gpu:
 def _plain(name: str) -> str:
     words = name.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "")
     return "".join(letter for letter in words if letter.isalnum()).removesuffix("gb")
+
+
+# What a driver's name of a GPU may say besides, without meaning another chip or other clocks.
+_SAYS_NOTHING = re.compile(r"nvidia|tesla|geforce|rtx|gpu|sxm\d?|hbm\d?e?|\d+gb")
+
+
+def gpu_of_driver(name: str) -> Gpu | None:
+    """Return the GPU that a driver's name means ("NVIDIA A100-SXM4-80GB"); None where it may be another.
+
+    A laptop's RTX 4090, an H100 on PCIe or a part of a GPU (MIG) are slower than the one of that name.
+    """
+    words = _words(name)
+    if "a100" in words:
+        words.discard("pcie")  # as fast
+    return next((gpu for gpu in GPUS if words and _words(gpu.name) == words), None)
+
+
+def _words(name: str) -> set[str]:
+    found = re.findall(r"[a-z0-9]+", name.lower())
+    return {word for word in found if not _SAYS_NOTHING.fullmatch(word)}

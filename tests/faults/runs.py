@@ -148,12 +148,23 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     events.Reload()
     found = {}
     for tag in events.Tags()["scalars"]:
-        if "per_second" in tag:
+        if is_of_the_machine(tag):
             continue
         points = [(event.step, event.value) for event in events.Scalars(tag)]
         assert len(points) == len(dict(points)), f"{tag} has two values of one step: {points}"
         found[tag] = dict(points)
     return found
+
+
+def is_of_the_machine(tag: str) -> bool:
+    """Tell whether a value says how fast or large a run was, which no two runs share."""
+    return any(word in tag for word in ("per_second", "mfu", "memory"))
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of curves.jsonl or samples.jsonl, what is of the machine left out."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [{name: value for name, value in row.items() if not is_of_the_machine(name)} for row in rows]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -162,6 +173,8 @@ def assert_same_end(one: Path, other: Path) -> None:
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "PreferenceDataModule", "global_step"):
         assert_equal(first[key], second[key], key)
     assert curves(one) == curves(other)
+    for name in ("curves.jsonl", "samples.jsonl"):
+        assert lines(one / name) == lines(other / name)
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:

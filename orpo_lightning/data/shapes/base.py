@@ -13,7 +13,7 @@ from orpo_lightning.data.messages import (
     whole_conversation,
     with_system,
 )
-from orpo_lightning.data.scores import margin
+from orpo_lightning.data.scores import agreement, margin
 from orpo_lightning.data.values import kind, need
 from orpo_lightning.errors import DataError
 
@@ -40,6 +40,8 @@ class PreferenceRecord(NamedTuple):
     """By how much the chosen answer was judged better, where the rows have scores."""
     rows: int = 1
     """How many rows of the source it was made from."""
+    agreement: float | None = None
+    """How many judges agreed that it is better, or their share, where the rows say so."""
 
 
 class Opinion(NamedTuple):
@@ -112,5 +114,11 @@ def conversational(
     refuse_different_prompts(chosen, rejected, where)
     prompt = with_system(row, chosen[:-1], where)
     return PreferenceRecord(
-        prompt, chosen[-1:], rejected[-1:], where, tools=read_tools(row, where), margin=margin(row)
+        prompt,
+        chosen[-1:],
+        rejected[-1:],
+        where,
+        tools=read_tools(row, where),
+        margin=margin(row),
+        agreement=agreement(row),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orpo_lightning.data.scores import margin
+from orpo_lightning.data.scores import agreement, margin
 from orpo_lightning.data.shapes.base import ANSWERS, PreferenceRecord, Row, Shape, are_texts
 from orpo_lightning.data.values import check_text, need
 from orpo_lightning.errors import DataError
@@ -59,7 +59,9 @@ def _read_explicit(row: Row, where: str) -> PreferenceRecord:
     prompt, chosen, rejected = (
         check_text(need(row, key, where), f"{where}: {key}") for key in ("prompt", *ANSWERS)
     )
-    return PreferenceRecord(prompt, chosen, rejected, where, margin=margin(row))
+    return PreferenceRecord(
+        prompt, chosen, rejected, where, margin=margin(row), agreement=agreement(row)
+    )
 
 
 def _is_implicit(row: Row) -> bool:
@@ -68,7 +70,8 @@ def _is_implicit(row: Row) -> bool:
 
 def _read_implicit(row: Row, where: str) -> PreferenceRecord:
     chosen, rejected = (check_text(need(row, key, where), f"{where}: {key}") for key in ANSWERS)
-    return PreferenceRecord(*split_shared_prefix(chosen, rejected, where), where, margin=margin(row))
+    parts = split_shared_prefix(chosen, rejected, where)
+    return PreferenceRecord(*parts, where, margin=margin(row), agreement=agreement(row))
 
 
 EXPLICIT_TEXT = Shape("explicit text", _is_explicit, _read_explicit, without=frozenset(("system",)))

@@ -1,0 +1,63 @@
+"""Answers of the models that are compared: greedy, many at a time, kept so that a kill loses one batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from orpo_lightning.generation import Answerer, Sampling
+from orpo_lightning.judging.kept import Kept, key_of
+from orpo_lightning.judging.pairs import Question
+from orpo_lightning.judging.scoring import Sides
+from orpo_lightning.trained import Trained, weight_files
+
+log = logging.getLogger(__name__)
+_BATCH = 16
+
+
+def write_answers(
+    model: Any,
+    tokenizer: Any,
+    trained: Trained,
+    sides: Sides,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    kept: Kept,
+) -> dict[str, list[str]]:
+    """Return each side's answer to each question; those that were kept are not written again.
+
+    Args:
+        model: in eval mode.
+        tokenizer: its own.
+        trained: where its weights are.
+        sides: as for `score_pairs`.
+        questions: what is answered.
+        sampling: how.
+        kept: the file of answers.
+
+    Raises:
+        UsageError: a prompt leaves no room for an answer.
+    """
+    answerer, mark = Answerer(model, tokenizer), weights_mark(trained)
+    found = {}
+    for name, side in sides.items():
+        keys = [key_of(name == "base", mark, question.ids, sampling) for question in questions]
+        missing = [place for place, key in enumerate(keys) if kept.get(key) is None]
+        prompts = [questions[place].ids for place in missing]
+        if missing:
+            log.info("%s: writing %d of %d answers", name, len(missing), len(questions))
+        for batch in answerer.batches(prompts, sampling, _BATCH):
+            with side():
+                answers = answerer.answers([prompts[i] for i in batch], sampling, batch_size=_BATCH)
+            for index, answer in zip(batch, answers, strict=True):
+                place = missing[index]
+                kept.add(keys[place], of=name, prompt=questions[place].turns, answer=answer.text)
+        found[name] = [kept.get(key)["answer"] for key in keys]  # type: ignore[index]
+    return found
+
+
+def weights_mark(trained: Trained) -> list[Any]:
+    """Return what tells these weights from others, without reading them: names, sizes and times of files."""
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(trained)]
+    return [trained.base, trained.revision, trained.adapter, trained.quantization, facts]

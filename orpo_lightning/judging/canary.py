@@ -1,0 +1,67 @@
+"""The perplexity of general text: what a model pays in language for the preferences it learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from orpo_lightning.bootstrap import Estimate, estimate
+from orpo_lightning.judging.figures import Array, written
+from orpo_lightning.judging.scoring import Sides
+from orpo_lightning.observing.canary import text_batch
+from orpo_lightning.scoring import score_targets, take_apart
+
+_ROWS = 16
+
+
+@torch.no_grad()
+def text_losses(model: Any, rows: Sequence[Sequence[int]], sides: Sides) -> dict[str, Array]:
+    """Return under each side the mean negative log-probability of a token of each text, (n,).
+
+    Args:
+        model: in eval mode.
+        rows: ids of each text, at least two; the first of each is not predicted.
+        sides: as for `score_pairs`.
+    """
+    scorer = take_apart(model)
+    found = {name: np.zeros(len(rows)) for name in sides}
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    for first in range(0, len(order), _ROWS):
+        some = order[first : first + _ROWS]
+        batch = move_data_to_device(text_batch([rows[number] for number in some]), model.device)
+        counts = torch.bincount(batch.target_sequences, minlength=len(some))
+        for name, side in sides.items():
+            with side():
+                logps, _ = score_targets(scorer, batch)
+            sums = torch.bincount(batch.target_sequences, -logps.double(), minlength=len(some))
+            found[name][some] = (sums / counts).cpu().numpy()
+    return found
+
+
+def canary(losses: Mapping[str, Array], rows: Sequence[Sequence[int]], pair: tuple[str, str] | None) -> Any:
+    """Return each model's perplexity and the factor from one to the other, texts drawn with replacement.
+
+    Args:
+        losses: of each model, as from `text_losses`.
+        rows: the texts' ids.
+        pair: the names of the model before and of the one after; None where nothing is compared.
+    """
+    tokens = [len(row) - 1 for row in rows]
+    found: dict[str, Any] = {"texts": len(rows), "tokens": sum(tokens)}
+    found["perplexity"] = {name: _exp(_per_token(values, tokens)) for name, values in losses.items()}
+    change = None if pair is None else _per_token(losses[pair[1]] - losses[pair[0]], tokens)
+    return found | {"factor": None if change is None else _exp(change)}
+
+
+def _per_token(values: Array, tokens: Sequence[int]) -> Estimate:
+    """Return the mean over tokens of values of their texts; whole texts are drawn."""
+    return estimate(np.repeat(values, tokens), np.repeat(np.arange(len(tokens)), tokens))
+
+
+def _exp(found: Estimate) -> dict[str, Any]:
+    return {name: math.exp(min(value, 700)) for name, value in written(found).items()}

@@ -1,0 +1,93 @@
+"""Greedy answers of a model that is being trained, and how they are set side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from orpo_lightning.data.table import PairTable
+from orpo_lightning.data.token_rules import leading_ids
+from orpo_lightning.modeling import causal_model
+
+_SHOWN = 2000
+
+
+def stop_ids(model: Any, tokenizer: Any, tables: Iterable[PairTable | None]) -> list[int]:
+    """Return the tokens that end an answer: those of the data, the tokenizer's EOS, the model's own."""
+    own = getattr(causal_model(model).generation_config, "eos_token_id", None)
+    found = {*(own if isinstance(own, (list, tuple)) else [own]), tokenizer.eos_token_id}
+    for table in tables:
+        for source in table.sources if table is not None else ():
+            found |= source.info.stop_tokens.keys()
+    return sorted(token for token in found if token is not None)
+
+
+def prompt_ids(text: str, tokenizer: Any) -> list[int]:
+    """Return the tokens of a prompt: as a user's turn where there is a chat template, else as it is."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*leading_ids(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], *, stops: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the answer to each prompt, taking the likeliest token each time, its stop token left out.
+
+    The model's own generation_config, which may ask for sampling or penalties, has no say.
+
+    Args:
+        model: a causal language model in eval mode, or a PEFT model of one.
+        prompts: ids, at least one each; all are answered at a time.
+        stops: tokens that end an answer.
+        max_new_tokens: of an answer, its stop token included; fewer where the model's positions end.
+    """
+    causal = causal_model(model)
+    width = max(map(len, prompts))
+    room = getattr(causal.config.get_text_config(), "max_position_embeddings", None) or width + max_new_tokens
+    pad = stops[0] if stops else 0  # told by the mask, never by the id
+    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    device, given = causal.device, causal.generation_config
+    causal.generation_config = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max(1, min(max_new_tokens, room - width)),
+        eos_token_id=list(stops) or None,
+        pad_token_id=pad,
+    )
+    try:
+        output = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+    finally:
+        causal.generation_config = given
+    return [_until_stop(row, set(stops)) for row in output[:, width:].tolist()]
+
+
+def _until_stop(answer: list[int], stops: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(answer) if token in stops), len(answer))
+    return answer[:end]
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answers of rows with `prompt`, `base`, `before` and `now` side by side."""
+    names = ("prompt", "base", "before", "now")
+    cells = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _cell(text: str | None) -> str:
+    """Return a text as the content of a cell, where nothing of it is markup."""
+    if text is None:
+        return "–"
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+    # As numbers: no character of an answer can then open a tag, a link or another cell.
+    marked = "".join(f"&#{ord(letter)};" if letter in "&<>|*_`[]()!#\\~" else letter for letter in shown)
+    return "<br>".join(marked.splitlines()) or " "
