@@ -36,6 +36,7 @@ from orpo_lightning.cli_run import add_curves, cut_curves, run_callbacks
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.masking import mask
 from orpo_lightning.module import PreferenceModule
+from orpo_lightning.observing.defaults import OF_TRAINER
 from orpo_lightning.run_lock import RunLock
 from orpo_lightning.run_settings import BASE, changed_model, refuse
 from orpo_lightning.safe_config import FLAG, enforce_denylist, refuse_unlisted
@@ -78,8 +79,7 @@ class PreferenceCLI(LightningCLI):
         trainer_defaults = {
             # Our data module shares out the pairs itself; any other needs the sampler.
             "use_distributed_sampler": not _is_ours(datamodule_class),
-            "log_every_n_steps": 10,
-            "enable_model_summary": False,  # the header says it
+            **OF_TRAINER,
             **kwargs.pop("trainer_defaults", {}),
         }
         defaults: dict[str, Any] = {

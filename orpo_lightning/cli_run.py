@@ -25,9 +25,11 @@ from orpo_lightning.callbacks import (
     RecordKeeper,
     ResumeCheckpoint,
     RunHeader,
+    RunReport,
     Samples,
     StopAtSignal,
     ValidatedPairs,
+    Verdict,
 )
 from orpo_lightning.observing.logger import CurvesLogger
 from orpo_lightning.resuming import is_unlogged
@@ -65,6 +67,7 @@ def run_callbacks(
     if is_preference:
         callbacks += [AdapterExport(), MemoryReport(), Meters(), Displacement(), ValidatedPairs()]
         callbacks += [Canary(), Samples(), PlotLayout()]
+    callbacks += [Verdict(), RunReport()]  # of all that the others write
     return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_Z = 1.959964
-"""The normal distribution's 97.5 % point."""
-
-
-def student_quantile(freedom: float) -> float:
-    """Return the 97.5 % point of Student's t, by its expansion about the normal's; within 1 % from 4 on."""
-    z, v = _Z, max(freedom, 1.0)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / v + second / v**2 + third / v**3
+from orpo_lightning.observing.evidence import normal_quantile, student_quantile
 
 
 def deviations(sums: Tensor, counts: Tensor) -> Tensor:
@@ -45,9 +35,9 @@ def half_width(moved: Tensor, pairs: int) -> Tensor:
 
 def share_interval(share: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Return Wilson's interval of a share of pairs: within 0 and 1, and no point even at either."""
-    z2 = _Z**2 / pairs
+    z2 = normal_quantile() ** 2 / pairs
     centre = (share + z2 / 2) / (1 + z2)
-    half = _Z / (1 + z2) * (share * (1 - share) / pairs + z2 / (4 * pairs)).sqrt()
+    half = (z2 * share * (1 - share) + z2**2 / 4).sqrt() / (1 + z2)
     return (centre - half).clamp(min=0), (centre + half).clamp(max=1)
 
 

@@ -48,6 +48,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Any:
+    """Give one browser to all tests of a file."""
+    from tests.browser import browser
+
+    with browser() as session:
+        yield session
+
+
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run scripts/quickstart here, kill it once, run it again; return its folder and what it printed."""

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from orpo_lightning.batching.base import Normalisers
-from orpo_lightning.intervals import deviations, interval, share_interval, student_quantile
+from orpo_lightning.intervals import deviations, interval, share_interval
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.metrics import IntervalMeans, WeightedMeans
 from orpo_lightning.objectives import ORPO, ObjectiveOutput, Term
 from orpo_lightning.objectives.base import Mean
+from orpo_lightning.observing.evidence import student_quantile
 
 
 @pytest.mark.parametrize(

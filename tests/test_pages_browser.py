@@ -10,69 +10,20 @@ import pytest
 
 from orpo_lightning.pages.inspect_page import inspect_page
 from orpo_lightning.pages.tokens import KINDS
-from tests.browser import Browser, browser
+from tests.browser import Browser
+from tests.page_checks import (
+    COLOURS,
+    DESK,
+    OPEN_ALL,
+    PHONE,
+    colour,
+    faint_texts,
+    hidden_texts,
+    opened,
+    tab_through,
+    visible_panels,
+)
 from tests.page_report import report
-
-PHONE, DESK = (360, 740), (1280, 900)
-OPEN_ALL = "document.querySelectorAll('details').forEach((one) => { one.open = true; });"
-COLOURS = """
-const parse = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
-const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
-  .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const contrast = (one, other) => {
-  const [high, low] = [light(one), light(other)].sort((a, b) => b - a);
-  return (high + 0.05) / (low + 0.05);
-};
-const behind = (element) => {
-  const layers = [];
-  for (let one = element; one; one = one.parentElement)
-    layers.push(parse(getComputedStyle(one).backgroundColor));
-  return layers.reverse().reduce((below, [r, g, b, a]) =>
-    [r, g, b].map((c, i) => c * a + below[i] * (1 - a)), [255, 255, 255]);
-};
-"""
-# What the eye gets: the colour of each text that is there, and the background that shines through behind it.
-CONTRASTS = """
-const found = [];
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
-  const range = document.createRange();
-  range.selectNodeContents(walker.currentNode);
-  if (!text || !element.checkVisibility() || !range.getClientRects().length) continue;
-  if (element.closest("script, title")) continue;
-  const style = getComputedStyle(element);
-  const ink = parse(element.closest("svg") ? style.fill : style.color);
-  found.push([contrast(ink, behind(element)), text, element.className.toString()]);
-}
-return found;
-"""
-HIDDEN = """
-const hidden = [];
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const node = walker.currentNode, element = node.parentElement;
-  if (!node.data.trim() || element.closest("script, button, nav, summary, .skip, title")) continue;
-  const range = document.createRange();
-  range.selectNodeContents(node);
-  const box = range.getBoundingClientRect();
-  const shown = element.checkVisibility() && box.width && getComputedStyle(element).clipPath === "none";
-  if (!shown) hidden.push(node.data.trim());
-}
-return hidden;
-"""
-REACHABLE = """
-return [...document.querySelectorAll("a[href], button, summary, [tabindex]")]
-  .filter((one) => one.tabIndex >= 0 && one.checkVisibility())
-"""
-NAME = "((one) => one.outerHTML.slice(0, 80))"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as session:
-        yield session
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +36,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(chromium: Browser, file: Path) -> Iterator[Browser]:
     """Show the whole report on a desk; in the end nothing may have been fetched or complained about."""
-    chromium.media()
-    chromium.window(*DESK)
-    chromium.open(file)
-    yield chromium
-    assert chromium.messages() == []
-    assert {address.partition("#")[0] for address in chromium.requests()} == {file.resolve().as_uri()}
-
-
-def visible_panels(page: Browser) -> list[str]:
-    return page.run(
-        "return [...document.querySelectorAll('.panel')].filter(p => p.checkVisibility()).map(p => p.id)"
-    )
+    with opened(chromium, file) as shown:
+        yield shown
 
 
 def show_split(page: Browser, index: int) -> None:
     page.click(f"#split{index}-tab")
     assert visible_panels(page) == [f"split{index}"]
-
-
-def colour(page: Browser, selector: str = "body", what: str = "backgroundColor") -> str:
-    return page.run(
-        "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", selector, what
-    )
 
 
 def test_a_click_on_a_tab_shows_its_split_alone(page: Browser) -> None:
@@ -165,16 +100,8 @@ def test_the_pointer_and_the_arrow_keys_read_the_bars_of_a_chart(page: Browser) 
 
 
 def test_the_tab_key_reaches_every_control_in_the_order_of_the_page(page: Browser) -> None:
-    wanted = page.run(f"{REACHABLE}.map({NAME})")
+    wanted, reached = tab_through(page)
     assert len(wanted) > 25
-    reached = []
-    for _ in wanted:
-        page.press("Tab")
-        reached.append(page.run(f"return {NAME}(document.activeElement)"))
-        style = page.run(
-            "const s = getComputedStyle(document.activeElement); return [s.outlineStyle, s.outlineWidth]"
-        )
-        assert style == ["solid", "2px"], f"no ring around {reached[-1]}"
     assert reached == wanted
 
 
@@ -193,12 +120,13 @@ def test_the_page_follows_the_readers_scheme_and_the_button_turns_it_round(page:
 def test_every_text_stands_out_from_its_background(page: Browser, scheme: str) -> None:
     page.media(scheme=scheme)
     page.run(OPEN_ALL)
-    seen = []
+    seen = 0
     for index in range(3):
         show_split(page, index)
-        seen += page.run(COLOURS + CONTRASTS)
-    assert len(seen) > 3000
-    assert [one for one in seen if one[0] < 4.5] == []
+        faint, count = faint_texts(page)
+        assert faint == []
+        seen += count
+    assert seen > 3000
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -274,9 +202,9 @@ def test_on_a_phone_each_share_of_a_limit_stands_below_its_own_number(page: Brow
 
 
 def test_nothing_is_hidden_in_print(page: Browser) -> None:
-    assert page.run(HIDDEN)  # on the screen there is: closed tables, two of the three splits
+    assert hidden_texts(page)  # on the screen there is: closed tables, two of the three splits
     page.media("print")
-    assert page.run(HIDDEN) == []
+    assert hidden_texts(page) == []
 
 
 def test_print_is_black_on_white_whatever_the_scheme(page: Browser) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+import pytest
+
 from orpo_lightning.pages.lines import (
     LOOKS,
     MOST,
@@ -95,4 +97,4 @@ def test_each_place_is_read_with_every_series_there_and_its_interval() -> None:
 def test_numbers_have_four_digits_that_count() -> None:
     words = [figure(value) for value in (0.00012345, 1e-5, -2.5, 0.1 + 0.2, 12345.6, None, math.inf)]
     assert words == ["0.0001234", "1e−05", "−2.5", "0.3", "12,346", "–", "not finite"]
-    assert [nice_step(least) for least in (0.3, 1.0, 3.1, 7e-6)] == [0.5, 1.0, 5.0, 1e-5]
+    assert [nice_step(least) for least in (0.3, 1.0, 3.1, 7e-6)] == pytest.approx([0.5, 1.0, 5.0, 1e-5])

@@ -13,10 +13,12 @@ from orpo_lightning.callbacks.meters import Meters
 from orpo_lightning.callbacks.plot_layout import PlotLayout
 from orpo_lightning.callbacks.progress import PlainProgress
 from orpo_lightning.callbacks.record_keeper import RecordKeeper
+from orpo_lightning.callbacks.run_report import RunReport
 from orpo_lightning.callbacks.samples import Samples
 from orpo_lightning.callbacks.stopping import StopAtSignal
 from orpo_lightning.callbacks.trial_watch import TrialWatch
 from orpo_lightning.callbacks.validated_pairs import ValidatedPairs
+from orpo_lightning.callbacks.verdict import Verdict
 from orpo_lightning.callbacks.weights_proof import WeightsProof
 
 __all__ = [
@@ -34,9 +36,11 @@ __all__ = [
     "RecordKeeper",
     "ResumeCheckpoint",
     "RunHeader",
+    "RunReport",
     "Samples",
     "StopAtSignal",
     "TrialWatch",
     "ValidatedPairs",
+    "Verdict",
     "WeightsProof",
 ]

@@ -46,6 +46,10 @@ SUBCOMMANDS = {
         "many runs with other values of some keys, and which is best",
         "orpo_lightning.commands.sweep:main",
     ),
+    "report": Command(
+        "the page of a finished run, or of several side by side",
+        "orpo_lightning.commands.report:main",
+    ),
     "evaluate": Command(
         "judge a model on held-out pairs, by its answers, on general text",
         "orpo_lightning.commands.evaluate:main",

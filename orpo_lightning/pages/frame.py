@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
+from orpo_lightning.observing.run_files import flat
 from orpo_lightning.pages import charts, dots, lines, tokens, words
 
 
@@ -45,7 +46,7 @@ def _environment() -> Environment:
             charts.stack,
             tokens.blocks,
         ),
-        *(lines.drawable, lines.lines, lines.key, lines.table, lines.figure),
+        *(lines.drawable, lines.lines, lines.key, lines.table, lines.figure, flat),
         dots.dots,
     )
     shared = {function.__name__: function for function in functions}

@@ -19,7 +19,7 @@ LOOKS = 6
 MOST = 200
 """The most points of one series: more cannot be seen, and each is an element of the page."""
 _TOP, _AXIS = 8, 22
-_TICKS = 4
+_DOWN, _ACROSS = 4, 5  # how many parts the numbers beside the axes divide them into, at the most about
 _DOTS = 30  # so few points are marked; more of them would hide the line
 
 
@@ -148,10 +148,10 @@ def _scale(series: Sequence[Series]) -> Scale:
     if top - bottom < 1e-9 * max(1.0, abs(top)):  # a constant stands in the middle
         room = 0.1 * abs(top) or 1.0
         bottom, top = bottom - room, top + room
-    step = nice_step((top - bottom) / _TICKS)
+    step = nice_step((top - bottom) / _DOWN)
     first, last = math.floor(bottom / step + 1e-9), math.ceil(top / step - 1e-9)
     ys = tuple(index * step for index in range(first, last + 1))
-    across = nice_step((right - left) / _TICKS)
+    across = nice_step((right - left) / _ACROSS)
     begin, end = math.ceil(left / across - 1e-9), math.floor(right / across + 1e-9)
     xs = tuple(index * across for index in range(begin, end + 1))
     return Scale(left, right, ys[0], ys[-1], xs, ys)

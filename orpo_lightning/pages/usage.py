@@ -1,0 +1,89 @@
+"""What a run's page says about the use of its weights: code and commands with the run's own names in them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from orpo_lightning.observing.run_files import RunFiles
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+
+
+def usage(run: RunFiles) -> dict[str, Any]:
+    """Return how to use the weights: `code`, `commands` with their purposes, and `remarks`.
+
+    Nothing where no weights were saved, or the base model is not known.
+    """
+    model = _settings(run, "model")
+    base = model.get("base_model")
+    if "adapter" not in run.weights or not base:
+        return {}
+    folder = str(run.folder / "adapter")
+    whole = model.get("lora_r") == 0
+    return {
+        "code": _code(str(base), folder, whole),
+        "commands": _commands(str(run.folder)) + _serving(str(base), folder, run.name, model, whole),
+        "remarks": _remarks(run, model),
+    }
+
+
+def _settings(run: RunFiles, part: str) -> dict[str, Any]:
+    values = run.config.get(part) or {}
+    return dict(values.get("init_args") or values)
+
+
+def _code(base: str, folder: str, whole: bool) -> str:
+    if whole:
+        return (
+            "from transformers import AutoModelForCausalLM\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(folder)})"
+        )
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})\n"
+        f"model = PeftModel.from_pretrained(base, {json.dumps(folder)})"
+    )
+
+
+def _commands(folder: str) -> list[tuple[str, str]]:
+    name = shlex.quote(folder)
+    return [
+        ("talk to it", f"orpo-lightning chat {name}"),
+        ("answer a file of prompts", f"orpo-lightning generate {name} prompts.jsonl --out answers.jsonl"),
+        ("judge it against its base", f"orpo-lightning evaluate {name}"),
+        ("put the adapter into the base", f"orpo-lightning merge {name} --out merged"),
+    ]
+
+
+def _serving(base: str, folder: str, name: str, model: dict[str, Any], whole: bool) -> list[tuple[str, str]]:
+    if whole:
+        return [("serve it", f"vllm serve {shlex.quote(folder)}")]
+    if _is_special(model):
+        return [("serve it", "vllm serve merged")]
+    rank = next((rank for rank in _RANKS if rank >= int(model.get("lora_r") or 16)), _RANKS[-1])
+    modules = shlex.quote(f"{name}={folder}")
+    line = f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {modules} --max-lora-rank {rank}"
+    return [("serve it", line)]
+
+
+def _is_special(model: dict[str, Any]) -> bool:
+    """Tell whether an adapter is more than LoRA, which is all that vLLM takes."""
+    return model.get("lora_variant") == "dora" or bool(model.get("trainable_tokens"))
+
+
+def _remarks(run: RunFiles, model: dict[str, Any]) -> list[str]:
+    found = []
+    if "adapter-best" in run.weights:
+        found.append("adapter/ has the last weights, adapter-best/ those of the lowest held-out loss.")
+    if model.get("quantization") in ("nf4", "int8"):
+        found.append(
+            f"It was trained on the base in {model['quantization']}: on the unquantised base its "
+            "log-probabilities are close to those of the run, not equal."
+        )
+    if _is_special(model):
+        found.append("vLLM takes plain LoRA alone: merge first, and serve the merged model.")
+    return found
