@@ -24,8 +24,8 @@ def help_text() -> str:
     verbs = "\n".join(listed)
     return f"""{_USAGE}
 
-ORPO preference training. Every key of the YAML files is also a flag; flags beat
-YAML beats defaults. VERB --help has all options and keys, --version the version.
+ORPO preference training. Every key of the YAML files is also a flag; flags
+beat YAML beats defaults. VERB --help has all options and keys.
 
 {verbs}
 
@@ -33,9 +33,9 @@ examples:
   orpo-lightning plan -c configs/mistral.yaml --gpu T4
   orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --resume auto
 
-exit codes: 0 ok, 1 a bug of ours, 2 usage or configuration, 3 data, 4 checkpoint
-or resume, 5 surroundings (GPU, library, model file, disk), 6 training diverged,
-128 + n ended by signal n. ORPO_DEBUG=1 shows tracebacks.
+exit codes: 0 ok, 1 a bug of ours, 2 usage or configuration, 3 data,
+4 checkpoint or resume, 5 surroundings (GPU, library, model file, disk),
+6 training diverged, 128 + n ended by signal n. ORPO_DEBUG=1 shows tracebacks.
 """
 
 

@@ -26,6 +26,12 @@ class Command(NamedTuple):
 
 
 SUBCOMMANDS = {
+    "fit": "train a policy on preference pairs",
+    "validate": "measure the validation pairs",
+    "test": "measure the held-out test pairs",
+}
+"""Verbs of LightningCLI."""
+COMMANDS = {
     "doctor": Command(
         "what this machine can do, and which configuration fits it",
         "orpo_lightning.commands.doctor:main",
@@ -79,6 +85,7 @@ SUBCOMMANDS = {
         "orpo_lightning.commands.completion:main",
     ),
 }
+
 GROUPS = {
     "before training": ("doctor", "inspect", "plan"),
     "choose settings": ("find-lr", "sweep"),
