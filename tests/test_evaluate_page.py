@@ -14,7 +14,7 @@ from orpo_lightning.judging import words
 from orpo_lightning.pages.evaluate_page import cell, evaluate_page, headline, value
 from tests.browser import Browser, browser
 from tests.evaluation_report import report
-from tests.test_pages_browser import COLOURS, CONTRASTS, DESK, HIDDEN, NAME, OPEN_ALL, PHONE, REACHABLE
+from tests.page_checks import COLOURS, CONTRASTS, DESK, HIDDEN, NAME, OPEN_ALL, PHONE, REACHABLE
 
 
 def test_every_figure_stands_on_the_page_and_in_the_table() -> None:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from orpo_lightning.pages.dots import Axis, Dot, axis_of
 from orpo_lightning.pages.frame import render
-from orpo_lightning.pages.lines import LOOKS, Point, Series, figure
+from orpo_lightning.pages.lines import Point, Series, figure
 from orpo_lightning.pages.words import counted
 from orpo_lightning.sweeping.space import short
 
 Report = Mapping[str, Any]
 _LONGEST_CELL = 40
+_CURVES = 4
 
 
 class Panel(NamedTuple):
@@ -39,7 +40,7 @@ def sweep_page(report: Report) -> str:
         maker=f"{report.get('package') or ''} · sweep",
         title=f"Sweep over {', '.join(short(report['space']))}",
         best=best,
-        best_settings=[] if best is None else list(best["settings"].items()),
+        best_settings=[] if best is None else [(key, _cell(one)) for key, one in best["settings"].items()],
         counts=_counts(report),
         history=history(report),
         panels=[panel(report, key) for key in report["space"]],
@@ -88,8 +89,8 @@ def panel(report: Report, key: str) -> Panel:
     space, trials = report["space"][key], _measured(report)
     shown = [_dot(report, trial, trial["chosen"][key]) for trial in trials]
     ends = [space["low"], space["high"]] if "low" in space else []
-    listed = [] if ends else sorted({dot.x for dot in shown}, key=_rank)
-    numbers = [one for one in listed if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    listed = [] if ends else list(space["values"])
+    numbers = sorted(one for one in listed if isinstance(one, (int, float)) and not isinstance(one, bool))
     # Values of a list that someone wrote down as 0.1, 1, 10 stand equally far apart.
     log = bool(space.get("log")) or (
         len(numbers) == len(listed) > 2 and numbers[0] > 0 and numbers[-1] / numbers[0] >= 20
@@ -99,18 +100,13 @@ def panel(report: Report, key: str) -> Panel:
     return Panel(key, shown, axis_of([*ends, *listed, *(dot.x for dot in shown)] or [0], log=log), words)
 
 
-def _rank(value: Any) -> tuple[bool, Any]:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (not is_number, value if is_number else str(value))
-
-
 def curves(report: Report) -> list[Series]:
     """Return how the best trials came to their values, the best first."""
     complete = [trial for trial in _measured(report) if trial["state"] == "complete" and trial["values"]]
     complete.sort(key=lambda trial: trial["value"], reverse=report["goal"] == "max")
     return [
         Series(f"trial {trial['number']}", [Point(float(x), float(y)) for x, y in trial["values"]])
-        for trial in complete[:LOOKS]
+        for trial in complete[:_CURVES]
     ]
 
 

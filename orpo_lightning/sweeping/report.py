@@ -46,7 +46,7 @@ def as_json(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(values: Any) -> dict[str, Any]:
     if isinstance(values, Choices):
-        return {"values": list(values.values)}
+        return {"values": list(values.labels)}
     return {"low": values.low, "high": values.high, "log": values.log}
 
 

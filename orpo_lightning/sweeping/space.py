@@ -35,7 +35,7 @@ class Choices(NamedTuple):
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """The values as a storage can keep them: what is no plain value as JSON."""
+        """The values as a storage can keep them, and as a page shows them."""
         return tuple(label(value) for value in self.values)
 
 
@@ -43,9 +43,11 @@ Space = dict[str, Range | Choices]
 
 
 def label(value: Any) -> Any:
-    """Return a value as a storage can keep it."""
+    """Return a value as a storage can keep it: what is no plain value as text."""
+    if isinstance(value, Mapping):
+        return words(value)
     plain = value is None or isinstance(value, (bool, int, float, str))
-    return value if plain else json.dumps(value, sort_keys=True)
+    return value if plain else json.dumps(value)
 
 
 def read_space(file: str | Path) -> Space:
