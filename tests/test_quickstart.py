@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from readme import PYTHON, README, ROOT
 from reference import pair_sums
 from transformers import AutoModelForCausalLM
 
 from orpo_lightning import PreferenceDataModule
 
-ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "quickstart" / "model")
 
 
@@ -83,3 +86,32 @@ def test_evaluate_finds_what_test_found(quickstart: tuple[Path, str]) -> None:
 )
 def test_the_run_folder_has(quickstart: tuple[Path, str], name: str) -> None:
     assert (quickstart[0] / name).is_file()
+
+
+def test_the_python_of_the_readme_runs(quickstart: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(quickstart[0])
+    for text in PYTHON:
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_tensorboard_finds_the_runs_curves(quickstart: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(quickstart[0] / "tb"))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    kinds = r"(?:loss|nll_loss|odds_ratio_loss|log_odds_ratio|rewards/\w+|logps/\w+|nll/\w+)"
+    table = re.findall(f"`({kinds})`", README)
+    assert len(set(table)) == 12
+    assert {f"{stage}/{name}" for name in table for stage in ("train", "val")} <= names
+    assert {"train/grad_norm", "train/lr", "train/pairs_per_second", "train/tokens_per_second"} <= names

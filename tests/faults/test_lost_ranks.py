@@ -43,12 +43,17 @@ class Blow(NamedTuple):
 BLOWS = {
     "launcher, rank 1 killed": Blow(LAUNCHER, 1, signal.SIGKILL),
     "launcher, rank 0 stopped": Blow(LAUNCHER, 0, signal.SIGSTOP),
-    "launcher, rank 1 stopped": Blow(LAUNCHER, 1, signal.SIGSTOP),
-    "torchrun, rank 1 stopped": Blow([*TORCHRUN, "-m", "orpo_lightning"], 1, signal.SIGSTOP),
     "torchrun, rank 1 killed and started again": Blow(
         [*TORCHRUN, "--max-restarts=1", "-m", "orpo_lightning"], 1, signal.SIGKILL, ("--resume=auto",)
     ),
 }
+# Each waits for a minute: too long for every run of the tests.
+FURTHER_BLOWS = {
+    "launcher, rank 1 stopped": Blow(LAUNCHER, 1, signal.SIGSTOP),
+    "torchrun, rank 1 stopped": Blow([*TORCHRUN, "-m", "orpo_lightning"], 1, signal.SIGSTOP),
+}
+LONG = ["--trainer.devices=2", "--trainer.val_check_interval=1000000", "--trainer.max_steps=100000"]
+SHORT = ["--trainer.devices=2", "--trainer.max_steps=60"]
 
 
 def state_and_parent(pid: int) -> tuple[str, int]:
@@ -81,9 +86,8 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if state_and_parent(pid)[0] not in "ZX"]
 
 
-def strike(name: str, words: list[Any], folder: Path) -> Outcome:
+def strike(blow: Blow, words: list[Any], folder: Path) -> Outcome:
     """Begin a run of two processes, strike one of them after two steps, and see how it ends."""
-    blow = BLOWS[name]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "printed").open("w") as file:
         command = [*blow.start, *map(str, words), *blow.more]
@@ -114,12 +118,10 @@ def strike(name: str, words: list[Any], folder: Path) -> Outcome:
 @pytest.fixture(scope="module")
 def outcomes(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Return how each run ended; most of the time they only wait, so they do that together."""
-    settings = ["--trainer.devices=2", "--trainer.val_check_interval=1000000", "--trainer.max_steps=100000"]
-    short = ["--trainer.devices=2", "--trainer.max_steps=60"]
 
     def one(name: str) -> Outcome:
         folder = tmp_path_factory.mktemp("struck")
-        outcome = strike(name, fit("run", *(short if "again" in name else settings)), folder)
+        outcome = strike(BLOWS[name], fit("run", *(SHORT if "again" in name else LONG)), folder)
         if "again" in name:
             assert load(folder / "run")["global_step"] == 60, outcome.printed[-3000:]
         return outcome
@@ -130,15 +132,27 @@ def outcomes(fit: Fit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ou
 
 @pytest.mark.parametrize("name", [name for name in BLOWS if "again" not in name])
 def test_a_lost_rank_ends_the_run_in_time_and_is_named(outcomes: dict[str, Outcome], name: str) -> None:
-    outcome = outcomes[name]
+    assert_named(BLOWS[name], outcomes[name])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", FURTHER_BLOWS)
+def test_a_rank_that_is_stopped_ends_the_run_in_time_and_is_named(
+    name: str, fit: Fit, tmp_path: Path
+) -> None:
+    assert_named(FURTHER_BLOWS[name], strike(FURTHER_BLOWS[name], fit("run", *LONG), tmp_path))
+
+
+def assert_named(blow: Blow, outcome: Outcome) -> None:
+    """See that a run of which a rank was lost failed in time, with one line that says which."""
     assert outcome.code != 0
     assert outcome.seconds < LIMIT
-    lines = [line for line in outcome.printed.splitlines() if f"rank {BLOWS[name].rank} (process " in line]
+    lines = [line for line in outcome.printed.splitlines() if f"rank {blow.rank} (process " in line]
     by_lightning = [line for line in outcome.printed.splitlines() if "[rank: 1] Child process" in line]
     assert lines or by_lightning, outcome.printed[-3000:]
     assert len(lines) <= 1
     assert outcome.left == []
-    if BLOWS[name].signum == signal.SIGSTOP:
+    if blow.signum == signal.SIGSTOP:
         assert "has not " in lines[0]
         assert "--resume auto goes on" in lines[0]
 

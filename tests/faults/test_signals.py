@@ -141,15 +141,16 @@ def test_a_time_limit_within_a_step_ends_the_run_after_it(
 
 
 def test_two_ranks_stop_together_where_one_gets_the_signal_and_go_on_to_the_same_end(
-    fit: Fit, tmp_path: Path
+    fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
     few = ["--data.batch_size=1", "--trainer.max_steps=5"]
-    assert run_ranks(fit("whole", *few), tmp_path).code == 0
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    assert [ended.code for ended in forks.run_ranks(fit("whole", *few, *two), tmp_path, 2)] == [0, 0]
     struck = strike("on_train_batch_start", 2, "SIGTERM", rank=1)
     ended = run_ranks(fit("run", *few, "--save_every=50", *struck), tmp_path)
     assert ended.code == 143, ended.err
     assert ended.out.count("SIGTERM: stopped after step 3, saved in run/checkpoints/last.ckpt") == 1
     assert load(tmp_path / "run")["global_step"] == 3
-    ended = run_ranks(fit("run", *few, "--resume=auto"), tmp_path)
-    assert ended.code == 0, ended.err
+    rest = forks.run_ranks(fit("run", *few, *two, "--resume=auto"), tmp_path, 2)
+    assert [ended.code for ended in rest] == [0, 0], rest
     assert_same_end(tmp_path / "whole", tmp_path / "run")
