@@ -14,6 +14,7 @@ from readme import COMMANDS, PYTHON, ROOT
 ELSEWHERE = {
     "git clone <this repository> && cd orpo_lightning": "a clone is what CI runs in",
     "bash scripts/quickstart": "test_quickstart.py",
+    "python -m orpo_lightning doctor": "test_doctor.py",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
 }
