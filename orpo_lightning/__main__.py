@@ -7,55 +7,35 @@ import logging
 import sys
 
 from orpo_lightning import __version__
-from orpo_lightning.commands import COMMANDS
+from orpo_lightning.commands import COMMANDS, GROUPS, SUBCOMMANDS
 from orpo_lightning.stop_signals import Stopped, StopSignals
 
-SUBCOMMANDS = {
-    "fit": "train a policy on preference pairs",
-    "validate": "measure the validation pairs",
-    "test": "measure the held-out test pairs",
-}
-_EXIT_CODES = {
-    0: "ok",
-    1: "a bug of ours",
-    2: "usage or configuration",
-    3: "data",
-    4: "checkpoint or resume",
-    5: "surroundings: GPU, library, model file, disk",
-    6: "training diverged",
-}
 _VERBS = [*SUBCOMMANDS, *COMMANDS]
-_USAGE = f"usage: orpo-lightning {{{','.join(_VERBS)}}} -c CONFIG.yaml [--KEY VALUE ...]"
+_USAGE = "usage: orpo-lightning VERB [-c CONFIG.yaml ...] [--KEY VALUE ...]"
 
 
 def help_text() -> str:
     """Return the text of the top-level `--help`."""
     lines = SUBCOMMANDS | {name: command.line for name, command in COMMANDS.items()}
-    subcommands = "\n".join(f"  {name:10}{line}" for name, line in lines.items())
-    codes = "\n".join(f"  {code:<10}{line}" for code, line in _EXIT_CODES.items())
+    listed = []
+    for group, verbs in GROUPS.items():
+        there = [f"  {name:10} {lines[name]}" for name in verbs if name in lines]
+        listed += [f"{group}:", *there] if there else []
+    verbs = "\n".join(listed)
     return f"""{_USAGE}
 
-ORPO preference training. Every key of the YAML file is also a flag; flags beat YAML beats defaults.
+ORPO preference training. Every key of the YAML files is also a flag; flags
+beat YAML beats defaults. VERB --help has all options and keys.
 
-subcommands:
-{subcommands}
-
-options:
-  --help    this text; after a subcommand: all of its keys
-  --version print the version
+{verbs}
 
 examples:
-  orpo-lightning fit -c configs/mistral.yaml --model.optimizer.lr 1e-5
-  orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --run_dir runs/dora
-  orpo-lightning fit -c configs/mistral.yaml --resume auto
-  orpo-lightning test -c configs/mistral.yaml --resume auto
-  orpo-lightning fit --safe-config -c theirs.yaml    (imports no class of a stranger's; docs/security.md)
-  orpo-lightning inspect -c configs/mistral.yaml --data.train pairs.jsonl
+  orpo-lightning plan -c configs/mistral.yaml --gpu T4
+  orpo-lightning fit -c configs/mistral.yaml -c configs/dora.yaml --resume auto
 
-exit codes:
-{codes}
-  128+n     ended by signal n (130: Ctrl-C)
-Set ORPO_DEBUG=1 for tracebacks.
+exit codes: 0 ok, 1 a bug of ours, 2 usage or configuration, 3 data,
+4 checkpoint or resume, 5 surroundings (GPU, library, model file, disk),
+6 training diverged, 128 + n ended by signal n. ORPO_DEBUG=1 shows tracebacks.
 """
 
 

@@ -110,6 +110,7 @@ class PreferenceModule(lightning.LightningModule):
         self.validation_name = "val"
         self.speed = Speed()
         self.grad_norm: Tensor | None = None
+        self.optimizer_made: torch.optim.Optimizer | None = None
         self._optimizer_settings: list[dict[str, Any]] | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
@@ -211,6 +212,7 @@ class PreferenceModule(lightning.LightningModule):
         if (check := getattr(optimizer, "check_trainer", None)) is not None:
             check(self.trainer)
         fuse(optimizer, scales_loss=getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        self.optimizer_made = optimizer  # the next line makes the loader, which may ask what memory is left
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
         self._optimizer_settings = settings_of(optimizer)

@@ -33,7 +33,8 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     asked, layers = module.hparams["gradient_checkpointing"], max(len(recomputable(module.model)), 1)
     if asked != "auto":
         return Choice(layers if asked else 0, layers, True, "set by the user")
-    data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
+    datamodule = getattr(trainer, "datamodule", None)
+    data = dict(getattr(datamodule, "hparams", {}))
     if not {"batch_size", "max_length"} <= set(data):
         return Choice(layers, layers, True, "no data module tells how large batches can be")
     if is_sharded(module.model):
@@ -46,6 +47,8 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     except UsageError as error:
         return Choice(layers, layers, True, f"there is no plan for this model: {error}")
     training = planned_training(trainer, module, model)
+    if "tokens_per_batch" in data:  # auto is a number by now
+        data["tokens_per_batch"] = datamodule.tokens_per_batch
     batch = largest_batch(data, layout, trainer.accumulate_grad_batches)
     if trainer.world_size > 1:  # DDP's own copy of all gradients
         budget -= weights.gradient_bytes(model, training)
@@ -89,7 +92,9 @@ def read_shape(module: Any) -> Model:
 
 def planned_training(trainer: Any, module: Any, model: Model) -> Training:
     """Return how a module is trained, as far as memory goes; its layers recomputed as they are set now."""
-    settings, optimizers = module.hparams, trainer.optimizers
+    settings = module.hparams
+    # While the optimizers are being configured, the Trainer has none yet.
+    optimizers = trainer.optimizers or [one for one in [getattr(module, "optimizer_made", None)] if one]
     training = training_of(
         precision=trainer.precision,
         quantization=settings["quantization"],
@@ -125,13 +130,13 @@ def memory_for_training(module: Any) -> int | None:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) + CONTEXT_BYTES - MARGIN * total)
-    if device.type != "cpu" or (available := _available_ram()) is None:
+    if device.type != "cpu" or (available := available_ram()) is None:
         return None
     held = sum(tensor.numel() * tensor.element_size() for tensor in module.model.parameters())
     return int((1 - MARGIN) * (available + held))
 
 
-def _available_ram() -> int | None:
+def available_ram() -> int | None:
     """Return the bytes of RAM that this process can still have, within its container's limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

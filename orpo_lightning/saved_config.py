@@ -21,6 +21,15 @@ class SaveRunConfig(SaveConfigCallback):
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save again where a key was left open that only model and data together could fill."""
+        budget = getattr(trainer.datamodule, "token_budget", None)  # type: ignore[attr-defined]
+        if budget is None or not trainer.is_global_zero or not self.already_saved:
+            return
+        arguments = self.config.data.get("init_args", self.config.data)
+        arguments.tokens_per_batch = budget.tokens
+        self.save_config(trainer, pl_module, "fit")
+
     def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
 

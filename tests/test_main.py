@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_help_names_every_command_with_what_it_does() -> None:
     for name, command in COMMANDS.items():
-        assert f"  {name:10}{command.line}\n" in front.help_text()
+        assert f"  {name:10} {command.line}\n" in front.help_text()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -15,6 +15,7 @@ ELSEWHERE = {
     "git clone <this repository> && cd orpo_lightning": "a clone is what CI runs in",
     "bash scripts/quickstart": "test_quickstart.py",
     "python -m orpo_lightning evaluate runs/quickstart": "scripts/quickstart",
+    "python -m orpo_lightning doctor": "test_doctor.py",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
     **{

@@ -16,6 +16,7 @@ from orpo_lightning.callbacks.record_keeper import RecordKeeper
 from orpo_lightning.callbacks.run_report import RunReport
 from orpo_lightning.callbacks.samples import Samples
 from orpo_lightning.callbacks.stopping import StopAtSignal
+from orpo_lightning.callbacks.trial_watch import TrialWatch
 from orpo_lightning.callbacks.validated_pairs import ValidatedPairs
 from orpo_lightning.callbacks.verdict import Verdict
 from orpo_lightning.callbacks.weights_proof import WeightsProof
@@ -38,6 +39,7 @@ __all__ = [
     "RunReport",
     "Samples",
     "StopAtSignal",
+    "TrialWatch",
     "ValidatedPairs",
     "Verdict",
     "WeightsProof",

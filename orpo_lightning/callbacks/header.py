@@ -138,7 +138,9 @@ def batch_rows(trainer: Any) -> dict[str, str]:
     plan = getattr(trainer.train_dataloader, "plan", None)
     if not isinstance(plan, PlannedSampler):
         return {}
-    return {"micro-batches": report_plan(plan, _STEPS_REPORTED).words(plan.split)}
+    budget = getattr(trainer.datamodule, "token_budget", None)
+    chosen = {} if budget is None else {"tokens per batch": f"{budget.tokens:,} ({budget.reason})"}
+    return chosen | {"micro-batches": report_plan(plan, _STEPS_REPORTED).words(plan.split)}
 
 
 def step_rows(trainer: Any) -> dict[str, str]:

@@ -25,29 +25,51 @@ class Command(NamedTuple):
         return code
 
 
+SUBCOMMANDS = {
+    "fit": "train a policy on preference pairs",
+    "validate": "measure the validation pairs",
+    "test": "measure the held-out test pairs",
+}
+"""Verbs of LightningCLI."""
 COMMANDS = {
+    "doctor": Command(
+        "what this machine can do, and which configuration fits it",
+        "orpo_lightning.commands.doctor:main",
+    ),
     "inspect": Command(
-        "look at the data before training: what is in it, what is wrong with it",
+        "what is in the data, and what is wrong with it",
         "orpo_lightning.commands.inspect:main",
+    ),
+    "plan": Command(
+        "memory and time of a configuration, for every GPU",
+        "orpo_lightning.commands.plan:main",
+    ),
+    "find-lr": Command(
+        "a learning rate to begin with, from a few steps with a rising one",
+        "orpo_lightning.commands.find_lr:main",
+    ),
+    "sweep": Command(
+        "many runs with other values of some keys, and which is best",
+        "orpo_lightning.commands.sweep:main",
+    ),
+    "report": Command(
+        "the page of a finished run, or of several side by side",
+        "orpo_lightning.commands.report:main",
     ),
     "evaluate": Command(
         "judge a model on held-out pairs, by its answers, on general text",
         "orpo_lightning.commands.evaluate:main",
     ),
-    "plan": Command(
-        "memory and time of a configuration, for every GPU, from config.json alone",
-        "orpo_lightning.commands.plan:main",
-    ),
-    "generate": Command(
-        "answer a file of prompts: JSONL in and out, batched, goes on after a kill",
-        "orpo_lightning.commands.generate:main",
-    ),
     "chat": Command(
-        "talk to a model in the terminal, with its base beside it if you like",
+        "talk to a model in the terminal, with its base beside it",
         "orpo_lightning.commands.chat:main",
     ),
+    "generate": Command(
+        "answer a file of prompts, in batches; goes on after a kill",
+        "orpo_lightning.commands.generate:main",
+    ),
     "merge": Command(
-        "the adapter into its base: one model, with proof that nothing else changed",
+        "the adapter into its base, with proof that nothing else changed",
         "orpo_lightning.commands.merge:main",
     ),
     "export": Command(
@@ -62,4 +84,17 @@ COMMANDS = {
         "the page of a finished run, or of several side by side",
         "orpo_lightning.commands.report:main",
     ),
+    "completion": Command(
+        "a script for the shell that completes verbs, keys and files",
+        "orpo_lightning.commands.completion:main",
+    ),
 }
+
+GROUPS = {
+    "before training": ("doctor", "inspect", "plan"),
+    "choose settings": ("find-lr", "sweep"),
+    "train": ("fit", "validate", "test"),
+    "look, judge, use": ("report", "evaluate", "chat", "generate", "merge", "export", "push"),
+    "shell": ("completion",),
+}
+"""In which order the top-level `--help` lists the verbs."""

@@ -46,7 +46,7 @@ options:
   --out DIR             folder of evaluation.html, evaluation.json, answers.jsonl and verdicts.jsonl
                         (default: RUN/evaluation, and RUN/evaluation.json)
   --json                print evaluation.json, and nothing else
-  --base ID             the adapter's base, instead of the one that it names
+  --base NAME           the adapter's base, instead of the one that it names
   --quantization KIND   of the base: none, nf4, int8 (default: as it was trained)
   --accelerator KIND    cpu, cuda, mps (default: auto)
   --trust_remote_code   run Python code that comes with a model

@@ -126,7 +126,7 @@ def _settings(cli: DataCLI) -> dict[str, Any]:
         "validation": f"{named:g} of train" if isinstance(named, float) else named,
         "validation_size": data.validation_size,
         "batch_size": data.batch_size,
-        "tokens_per_batch": data.tokens_per_batch,
+        "tokens_per_batch": data.hparams["tokens_per_batch"],
         "accumulate": trainer.get("accumulate_grad_batches", 1),
         "devices": device_count(trainer),
         "shuffle": data.shuffle,

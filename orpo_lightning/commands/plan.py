@@ -79,8 +79,13 @@ def _asked(config: Any) -> Gpu | None:
     return find_gpu(config.gpu) if config.gpu else None
 
 
-def subject_of(config: Any) -> Subject:
-    """Return what is planned of a parsed configuration; reads the model's config.json."""
+def subject_of(config: Any, base: Any = None) -> Subject:
+    """Return what is planned of a parsed configuration.
+
+    Args:
+        config: it.
+        base: the model's configuration; None reads its config.json.
+    """
     from orpo_lightning import modeling
     from orpo_lightning.hardware import Choice
     from orpo_lightning.initialization import check_lora
@@ -90,7 +95,7 @@ def subject_of(config: Any) -> Subject:
 
     ours, data, trainer = config.model, config.data, config.trainer
     check_lora(ours.lora_r, ours.lora_dropout, ours.quantization)
-    base = modeling.load_config(
+    base = base or modeling.load_config(
         ours.base_model, revision=ours.revision, trust_remote_code=ours.trust_remote_code
     )
     targets = ours.lora_targets if ours.lora_r else "all-linear"  # whatever they are, without LoRA
@@ -118,12 +123,12 @@ def subject_of(config: Any) -> Subject:
         eager=eager.reason if eager.value == "eager" else "",
         batch_size=data.batch_size,
         max_length=data.max_length,
-        tokens_per_batch=data.get("tokens_per_batch"),
+        tokens_per_batch=None if data.get("tokens_per_batch") == "auto" else data.get("tokens_per_batch"),
         max_prompt_length=data.get("max_prompt_length"),
         layout=_layout(data, model),
         steps=steps if steps > 0 else None,
         automatic=ours.gradient_checkpointing == "auto",
-        notes=(*_layout_notes(data, model), *_notes(base, model, settings)),
+        notes=(*_layout_notes(data, model), *_budget_notes(data), *_notes(base, model, settings)),
     )
 
 
@@ -141,6 +146,12 @@ def _layout_notes(data: Any, model: Any) -> list[str]:
     if model.unfit:
         return [f"data.layout auto: planned as padded ({model.unfit})."]
     return ["data.layout auto: planned as shared_prefix; `fit` takes padded where its test batch differs."]
+
+
+def _budget_notes(data: Any) -> list[str]:
+    if data.get("tokens_per_batch") != "auto":
+        return []
+    return ["data.tokens_per_batch auto: planned as data.batch_size pairs; `fit` fills the memory there is."]
 
 
 def _notes(base: Any, model: Any, settings: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ def refuse_bad_arguments(values: Mapping[str, Any]) -> None:
         UsageError: says what was expected and what was found.
     """
     _refuse_impossible_limits(values["max_length"], values["max_prompt_length"], values["overlong"])
-    _refuse_small(1, **{name: values[name] for name in _COUNTS})
+    _refuse_small(1, **{name: values[name] for name in _COUNTS if values[name] != "auto"})
     _refuse_small(0, num_workers=values["num_workers"])
     _refuse_share(max_dropped=values["max_dropped"])
     for name, allowed in _CHOICES.items():

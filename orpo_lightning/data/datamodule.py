@@ -35,6 +35,7 @@ from orpo_lightning.data.tokenizer import load_tokenizer
 from orpo_lightning.data.validation import FinalValidation, ValidationPairs, parse_budget
 from orpo_lightning.errors import DataError, UsageError
 from orpo_lightning.run_settings import SPLIT, refuse, same_place
+from orpo_lightning.token_budget import TokenBudget, choose_token_budget
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -89,7 +90,8 @@ class PreferenceDataModule(LightningDataModule):
             trainer.accumulate_grad_batches x devices of them.
         tokens_per_batch: Most tokens of a micro-batch, padding included. A step keeps its pairs and is split
             into as few micro-batches as hold them, at most accumulate_grad_batches: batch_size 1 and
-            accumulate_grad_batches 16 are steps of 16 pairs in one to 16 micro-batches. docs/validation.md
+            accumulate_grad_batches 16 are steps of 16 pairs in one to 16 micro-batches. "auto" takes as many
+            as the memory of the GPU holds; docs/choosing.md
         validation_batch_size: Pairs in one batch of validation and test. Where left out, batches are filled
             with four times tokens_per_batch, or with what twice batch_size of the longest pairs have.
         validation_size: How many pairs to validate on, drawn with the seed, each source and length with its
@@ -129,7 +131,7 @@ class PreferenceDataModule(LightningDataModule):
         changed_steps: Literal["stop", "accept"] = "stop",
         layout: Layout = "auto",
         batch_size: int = 2,
-        tokens_per_batch: int | None = None,
+        tokens_per_batch: int | Literal["auto"] | None = None,
         validation_batch_size: int | None = None,
         validation_size: int | None = 256,
         validation_budget: str | float | None = None,
@@ -158,7 +160,10 @@ class PreferenceDataModule(LightningDataModule):
         self.cleaning = Cleaning(on_error, max_dropped, duplicates, contradictions, repeated_prompt)
         self.accepted = {"changed_data": changed_data, "changed_steps": changed_steps}
         self.layout: Layout = layout
-        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.batch_size = batch_size
+        # auto: None until it is known.
+        self.tokens_per_batch = None if tokens_per_batch == "auto" else tokens_per_batch
+        self.token_budget: TokenBudget | None = None
         self.validation_batch_size = validation_batch_size
         self.validation_budget = parse_budget(validation_budget)
         self.validation_size = validation_size if self.validation_budget is None else None
@@ -169,6 +174,7 @@ class PreferenceDataModule(LightningDataModule):
         self.validation_pairs: ValidationPairs | None = None
         self.test_dataset: PairTable | None = None
         self._position: dict[str, Any] | None = None
+        self._saved_budget: int | None = None
         self._loader: Loader | None = None
         self.validation_loader: Loader | None = None
         self.measured_size: int | None = None
@@ -235,7 +241,8 @@ class PreferenceDataModule(LightningDataModule):
         if "train" in splits:
             self.train_dataset = self.preparation.train
             pairs = len(self.train_dataset or ())
-            refuse_late_validation(self.trainer, pairs, self.split_of_steps(), self.tokens_per_batch)
+            has_budget = self.hparams["tokens_per_batch"] is not None
+            refuse_late_validation(self.trainer, pairs, self.split_of_steps(), has_budget=has_budget)
         if "validation" in splits:
             self.validation_pairs = self.preparation.validation(beside_train="train" in splits)
             self.resize_validation(self.measured_size or self.validation_size)
@@ -247,6 +254,7 @@ class PreferenceDataModule(LightningDataModule):
         if self.train_dataset is None:
             raise UsageError("data.train is not set; name a file or a hub id")
         require_own_sampler(self.trainer)
+        self._fix_token_budget()
         plan = PlannedSampler(
             self.train_dataset.lengths,
             **self._plan(),
@@ -321,6 +329,8 @@ class PreferenceDataModule(LightningDataModule):
         limit = len(plan) if self.trainer is None else min(len(plan), self.trainer.num_training_batches)
         is_over = seen >= limit
         measured = {} if self.measured_size is None else {"validation_size": self.measured_size}
+        if self.token_budget is not None:
+            measured["tokens_per_batch"] = self.token_budget.tokens
         return measured | {
             "epoch": plan.epoch + 1 if is_over else plan.epoch,
             "seen": 0 if is_over else seen,
@@ -344,6 +354,7 @@ class PreferenceDataModule(LightningDataModule):
         """
         refuse(self.other_run(state_dict))
         self._position = state_dict
+        self._saved_budget = state_dict.get("tokens_per_batch")
         if self.validation_budget is not None and "validation_size" in state_dict:
             self.resize_validation(state_dict["validation_size"], keep=True)
 
@@ -374,8 +385,24 @@ class PreferenceDataModule(LightningDataModule):
     def _collate(self) -> Collate:
         return choose_collate(self.layout, self.trainer, self.processor)
 
+    def _fix_token_budget(self) -> None:
+        """Decide once how many tokens auto is; a run that goes on keeps to the checkpoint's."""
+        if self.hparams["tokens_per_batch"] != "auto" or self.token_budget is not None:
+            return
+        assert self.train_dataset is not None
+        self.token_budget = choose_token_budget(
+            self.trainer,
+            self.train_dataset.lengths,
+            layout_tokens=tokens_of(self._collate()),
+            batch_size=self.batch_size,
+            saved=self._saved_budget,
+        )
+        self.tokens_per_batch = self.token_budget.tokens
+
     def _sorted_plan(self, pairs: PairTable) -> SortedSampler:
         require_own_sampler(self.trainer)
+        if self.train_dataset is not None:
+            self._fix_token_budget()
         return plan_validation(
             pairs.lengths,
             batch_size=self.validation_batch_size,

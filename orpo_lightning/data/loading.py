@@ -99,7 +99,7 @@ def require_own_sampler(trainer: Any) -> None:
 
 
 def refuse_late_validation(
-    trainer: Any, pairs: int, steps: Mapping[str, int], tokens_per_batch: int | None
+    trainer: Any, pairs: int, steps: Mapping[str, int], *, has_budget: bool
 ) -> None:
     """Stop where the first validation would come after the end of a pass, before a model is loaded for it.
 
@@ -107,7 +107,7 @@ def refuse_late_validation(
         trainer: that fits; its own check comes later.
         pairs: of a pass over the data.
         steps: batch_size, accumulate and world_size.
-        tokens_per_batch: most tokens of a micro-batch.
+        has_budget: whether steps are split by tokens.
 
     Raises:
         UsageError: names both numbers.
@@ -115,7 +115,7 @@ def refuse_late_validation(
     if trainer is None or trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0:
         return
     batch_size, accumulate, world_size = (steps[key] for key in SPLIT)
-    split = Split(batch_size, accumulate, world_size, tokens_per_batch=tokens_per_batch)
+    split = Split(batch_size, accumulate, world_size, tokens_per_batch=1 if has_budget else None)
     interval, batches = trainer.val_check_interval, split.micro_batches(pairs)
     if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
         raise UsageError(

@@ -12,7 +12,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from orpo_lightning.observing.run_files import flat
-from orpo_lightning.pages import charts, lines, tokens, words
+from orpo_lightning.pages import charts, dots, lines, tokens, words
 
 
 def render(template: str, **values: Any) -> str:
@@ -47,6 +47,7 @@ def _environment() -> Environment:
             tokens.blocks,
         ),
         *(lines.drawable, lines.lines, lines.key, lines.table, lines.figure, flat),
+        dots.dots,
     )
     shared = {function.__name__: function for function in functions}
     environment.filters.update(shared)
