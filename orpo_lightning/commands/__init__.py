@@ -80,10 +80,6 @@ COMMANDS = {
         "send an adapter or a merged model to the hub, with its model card",
         "orpo_lightning.commands.push:main",
     ),
-    "report": Command(
-        "the page of a finished run, or of several side by side",
-        "orpo_lightning.commands.report:main",
-    ),
     "completion": Command(
         "a script for the shell that completes verbs, keys and files",
         "orpo_lightning.commands.completion:main",
