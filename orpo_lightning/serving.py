@@ -61,9 +61,12 @@ def _adapter(served: Served) -> list[str]:
         "## transformers",
         "",
         "```python",
+        # Not by transformers alone: of DoRA its own loader gets other numbers.
+        "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(str(trained.adapter))})  # needs peft",
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(trained.base)})",
+        f"model = PeftModel.from_pretrained(base, {json.dumps(str(trained.adapter))})",
         "```",
         "",
         "## vLLM: the adapter on its base",
