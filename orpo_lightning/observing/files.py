@@ -94,7 +94,7 @@ def _number(value: Any) -> Any:
 
 
 def cut_lines(path: Path, first: int | None) -> None:
-    """Take off the lines of later steps, which a run that goes on will write anew, and a torn last one.
+    """Take off the lines of later steps, which a run that goes on will write anew, and torn ones.
 
     Args:
         path: a file that `append_line` wrote; nothing happens where there is none.
@@ -106,7 +106,8 @@ def cut_lines(path: Path, first: int | None) -> None:
     kept = []
     for line in whole.splitlines(keepends=True):
         with suppress(ValueError, KeyError):
-            if line.endswith(b"\n") and (first is None or json.loads(line)["step"] < first):
+            step = json.loads(line)["step"]
+            if line.endswith(b"\n") and (first is None or step < first):
                 kept.append(line)
     if b"".join(kept) != whole:
         write_whole(path, b"".join(kept), "the file")
