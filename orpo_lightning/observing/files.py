@@ -54,12 +54,21 @@ def append_line(path: Path, values: Mapping[str, Any], what: str) -> None:
     line = json.dumps({name: _plain(value) for name, value in values.items()}, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        start = b"\n" if _is_torn(path) else b""  # a kill's half line stays a line of its own
         with path.open("ab") as stream:
-            stream.write(line.encode() + b"\n")
+            stream.write(start + line.encode() + b"\n")
     except OSError as error:
         if is_full(error):
             raise full_disk(path, what, _ADVICE) from error
         raise
+
+
+def _is_torn(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def _plain(value: Any) -> Any:
@@ -85,7 +94,7 @@ def _number(value: Any) -> Any:
 
 
 def cut_lines(path: Path, first: int | None) -> None:
-    """Take off the lines of later steps, which a run that goes on will write anew, and a torn last one.
+    """Take off the lines of later steps, which a run that goes on will write anew, and torn ones.
 
     Args:
         path: a file that `append_line` wrote; nothing happens where there is none.
@@ -97,7 +106,8 @@ def cut_lines(path: Path, first: int | None) -> None:
     kept = []
     for line in whole.splitlines(keepends=True):
         with suppress(ValueError, KeyError):
-            if line.endswith(b"\n") and (first is None or json.loads(line)["step"] < first):
+            step = json.loads(line)["step"]
+            if line.endswith(b"\n") and (first is None or step < first):
                 kept.append(line)
     if b"".join(kept) != whole:
         write_whole(path, b"".join(kept), "the file")
