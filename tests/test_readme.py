@@ -15,6 +15,7 @@ ELSEWHERE = {
     "git clone <this repository> && cd orpo_lightning": "a clone is what CI runs in",
     "bash scripts/quickstart": "test_quickstart.py",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
+    "python -m orpo_lightning report runs/mistral runs/dora --out compare.html": "test_report.py",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
 }
 
