@@ -224,7 +224,7 @@ def test_pairs_are_told_from_shares_by_their_numbers_without_fillers_and_pairs_t
 
 
 def test_the_page_of_plots_names_each_tag_as_one_pattern_and_bands_by_their_three_tags() -> None:
-    plots = [plot for category in layout(on_gpu=True).values() for plot in category.values()]
+    plots = [plot for category in layout().values() for plot in category.values()]
     for kind, tags in plots:
         assert kind in ("Multiline", "Margin")
         if kind == "Margin":
@@ -232,6 +232,9 @@ def test_the_page_of_plots_names_each_tag_as_one_pattern_and_bands_by_their_thre
             assert tags == [f"val/{name}", f"val_ci_low/{name}", f"val_ci_high/{name}"]
         else:
             assert all(re.fullmatch(tag, tag[1:-1]) for tag in tags)
+    some = layout(without={"train/mfu", "val/rewards/margins"})
+    assert sum(map(len, some.values())) == len(plots) - 2
+    assert "share of the peak (MFU)" not in some["3 How fast?"]
 
 
 def test_an_answer_cannot_break_the_table_it_stands_in() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import lightning
 
+from orpo_lightning.callbacks.canary import Canary
 from orpo_lightning.observing.plots import layout
 from orpo_lightning.observing.tensorboard import writer_of
 
@@ -22,9 +24,20 @@ class PlotLayout(lightning.Callback):
         """Write it, or say why not."""
         writer = writer_of(trainer)
         if writer is not None:
-            writer.add_custom_scalars(layout(on_gpu=pl_module.device.type == "cuda"))
+            writer.add_custom_scalars(layout(_never_logged(trainer, pl_module)))
         elif trainer.is_global_zero and trainer.loggers:
             log.info(
                 "no histograms, answers and page of plots are drawn: these are TensorBoard's, and "
                 "trainer.logger has no TensorBoardLogger; pairs.npz and samples.jsonl have the numbers"
             )
+
+
+def _never_logged(trainer: Any, module: Any) -> set[str]:
+    """Return which values of the page this run will not log."""
+    found = set() if module.device.type == "cuda" else {"train/mfu"}
+    pairs = getattr(trainer.datamodule, "validation_pairs", None)
+    if pairs is not None and not (pairs.sample.lengths[:, 2] > pairs.sample.lengths[:, 1]).any():
+        found.add("val/rewards/accuracies_longer_is_wrong")
+    if not any(isinstance(one, Canary) and one.texts for one in trainer.callbacks):
+        found.add("val/canary_nll_change")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 Plots = dict[str, list[Any]]
@@ -23,13 +24,19 @@ def _category(lines: Plots, bands: Plots) -> Plots:
     return {**lines, **dict(reversed(bands.items()))}
 
 
-def layout(on_gpu: bool) -> dict[str, Plots]:
+def layout(without: Collection[str] = ()) -> dict[str, Plots]:
     """Return the layout for `SummaryWriter.add_custom_scalars`: category, title, plot.
 
     Args:
-        on_gpu: whether there may be a share of the device's peak to show.
+        without: values that this run will not log; plots of them are left out.
     """
-    utilisation = {"share of the peak (MFU)": _lines("train/mfu")} if on_gpu else {}
+    return {
+        category: {title: plot for title, plot in plots.items() if plot[1][0].strip("^$") not in without}
+        for category, plots in _all_plots().items()
+    }
+
+
+def _all_plots() -> dict[str, Plots]:
     accuracies = [f"{stage}/rewards/accuracies" for stage in ("train", "val")]
     return {
         "1 Is it learning?": _category(
@@ -56,7 +63,7 @@ def layout(on_gpu: bool) -> dict[str, Plots]:
         "3 How fast?": {
             "pairs a second": _lines("train/pairs_per_second"),
             "scored tokens a second": _lines("train/tokens_per_second"),
-            **utilisation,
+            "share of the peak (MFU)": _lines("train/mfu"),
             "share of padding": _lines("train/padding"),
             "peak memory, MB": _lines("train/peak_memory_mb"),
         },
