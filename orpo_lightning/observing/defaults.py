@@ -19,7 +19,7 @@ OF_TRAINER = {
     "enable_model_summary": False,  # the header says it
 }
 """Where the command line's Trainer differs from Lightning's own."""
-OF_RUN = {"seed_everything": 42, "save_every": 50, "resume": "none"}
+OF_RUN = {"seed_everything": 42, "save_every": 50, "resume": "none", "safe_config": False}
 
 
 @cache

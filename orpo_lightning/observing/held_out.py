@@ -90,7 +90,8 @@ class Column(NamedTuple):
 
     def where(self, wanted: Sequence[bool]) -> Column:
         """Return the pairs for which `wanted` is true."""
-        return Column(*([v for v, keep in zip(one, wanted, strict=True) if keep] for one in self))
+        kept: list[Any] = [[v for v, keep in zip(one, wanted, strict=True) if keep] for one in self]
+        return Column(*kept)
 
     def with_base(self) -> Column:
         """Return the pairs whose values under the base are known."""
@@ -100,7 +101,7 @@ class Column(NamedTuple):
 
 def columns(pairs: Pairs) -> Column:
     """Return the pairs of a `pairs.npz` whose values are finite, as plain lists."""
-    numbers = [
+    numbers: list[Any] = [
         [float(value) for value in pairs[name]]
         for name in ("chosen", "rejected", "base_chosen", "base_rejected")
     ]
