@@ -100,7 +100,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     folder, asked, answered, device, trust = sys.argv[1:]
-    model, info = AutoModelForCausalLM.from_pretrained(
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, info = load(
         folder,
         dtype="auto",
         device_map={"": torch.device(device)},

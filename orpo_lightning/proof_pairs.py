@@ -74,6 +74,8 @@ def _spread(pairs: Sequence[TokenizedPair], count: int) -> list[TokenizedPair]:
 
 def _built_in(tokenizer: Any) -> list[TokenizedPair]:
     texts = json.loads(_TEXTS.read_text(encoding="utf-8"))
-    encoded = Encoder(tokenizer).encode(Texts(*three, is_rendered=False) for three in texts)
+    encoded = Encoder(tokenizer).encode(
+        Texts(prompt, chosen, rejected, is_rendered=False) for prompt, chosen, rejected in texts
+    )
     stop = StopRule(tokenizer)
     return [pair._replace(chosen=stop.end(pair.chosen), rejected=stop.end(pair.rejected)) for pair in encoded]

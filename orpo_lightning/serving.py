@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from orpo_lightning.trained import ADAPTER_CONFIG, Trained
+from orpo_lightning.model_files import ADAPTER_CONFIG, adapter_config
+from orpo_lightning.trained import Trained
 from orpo_lightning.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
 
 
@@ -109,8 +110,6 @@ def vllm_command(served: Served) -> str:
 
 
 def _config(trained: Trained) -> dict[str, Any]:
-    from orpo_lightning.trained import adapter_config
-
     found = adapter_config(str(trained.adapter))
     assert found is not None
     return found

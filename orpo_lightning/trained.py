@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from orpo_lightning import hardware, modeling
-from orpo_lightning.base_errors import explain_base, is_about_files
 from orpo_lightning.errors import SurroundingsError, UsageError
-from orpo_lightning.hub_access import with_retries
+from orpo_lightning.model_files import ADAPTER_CONFIG, TRAINING, adapter_config, fetched, file_of, json_of
 from orpo_lightning.modeling import Quantization
-
-ADAPTER_CONFIG = "adapter_config.json"
-TRAINING = "training.json"
-"""Beside an adapter: the settings of its training that decide how it is loaded."""
 
 
 class Trained(NamedTuple):
@@ -94,7 +88,7 @@ def find(
     if settings is None:
         chosen, reason = quantization or "none", _reason(quantization, "as it is stored")
         return Trained(name, name, None, None, chosen, reason, trust_remote_code)
-    facts = _json_of(name, TRAINING) or {}
+    facts = json_of(name, TRAINING) or {}
     named = base or _located(_base_of(settings, name), folder if folder.is_dir() else None, name)
     revision = None if base else settings.get("revision")
     return _adapted(asked, name, named, revision, facts.get("quantization"), facts.get("lora_init"))
@@ -199,43 +193,6 @@ def settings_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     return dict(values.get("init_args", values))
 
 
-def adapter_config(name: str) -> dict[str, Any] | None:
-    """Return the adapter_config.json of a folder or hub id; None where there is none.
-
-    Raises:
-        SurroundingsError: the hub cannot be reached, or has nothing of this name.
-    """
-    return _json_of(name, ADAPTER_CONFIG)
-
-
-def _json_of(name: str, file: str) -> dict[str, Any] | None:
-    path = _file_of(name, file)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-
-
-def _file_of(name: str, file: str) -> Path | None:
-    """Return a file of a folder or of a repository of the hub; None where it has none of this name."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
-    from transformers.utils import cached_file
-
-    def fetch() -> Any:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-
-    path = _fetched(fetch, name)
-    return None if path is None else Path(path)
-
-
-def _fetched(fetch: Any, name: str) -> Any:
-    try:
-        return with_retries(fetch, name)
-    except Exception as error:
-        if not is_about_files(error):
-            raise
-        raise explain_base(error, name, None, "the model") from error
-
-
 def _base_of(settings: Mapping[str, Any], name: str) -> str:
     base = settings.get("base_model_name_or_path")
     if not base:
@@ -280,10 +237,9 @@ def generation_settings(trained: Trained) -> Any:
     """Return the generation_config of a model, or of an adapter's base; an empty one where there is none."""
     from transformers import GenerationConfig
 
+    where: dict[str, Any] = {} if trained.revision is None else {"revision": trained.revision}
     try:
-        return GenerationConfig.from_pretrained(
-            trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code
-        )
+        return GenerationConfig.from_pretrained(trained.base, **where)
     except OSError:
         return GenerationConfig()
 
@@ -303,7 +259,7 @@ def add_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     try:
-        return _fetched(lambda: PeftModel.from_pretrained(model, adapter), adapter)
+        return fetched(lambda: PeftModel.from_pretrained(model, adapter), adapter)
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
@@ -318,6 +274,6 @@ def tokenizer_of(trained: Trained) -> Any:
     """
     from orpo_lightning.data.tokenizer import load_tokenizer
 
-    own = trained.adapter is None or _file_of(trained.adapter, "tokenizer_config.json") is not None
+    own = trained.adapter is None or file_of(trained.adapter, "tokenizer_config.json") is not None
     name, revision = (trained.weights, None) if own else (trained.base, trained.revision)
     return load_tokenizer(name, revision=revision, trust_remote_code=trained.trust_remote_code)

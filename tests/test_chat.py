@@ -33,10 +33,11 @@ SECONDS = 120
 class Terminal:
     """A program that believes to sit at a terminal; what it shows is read until it waits for the user."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, folder: Path = ROOT) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "200"}
         self.pid, self.file = pty.fork()
         if self.pid == 0:
+            os.chdir(folder)
             os.execve(sys.executable, [sys.executable, "-m", "orpo_lightning", *words], environment)
         self.seen = ""
 

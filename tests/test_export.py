@@ -62,6 +62,8 @@ def test_plain_peft_loads_the_adapter_and_gives_the_same_log_probabilities(
     untrained = [pair_sums(base, pair)["chosen_sum"].item() for pair in PAIRS]
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert_same_log_probabilities(loaded, module.model)
+    # With peft installed transformers reads the folder by itself, and fetches the base that it names.
+    assert_same_log_probabilities(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter"), module.model)
     assert [pair_sums(loaded, pair)["chosen_sum"].item() for pair in PAIRS] != pytest.approx(
         untrained, rel=1e-3
     )
@@ -77,6 +79,7 @@ def test_trained_token_rows_are_in_the_adapter(tiny_base: str, tmp_path: Path) -
     module = fit(tiny_base, tmp_path, trainable_tokens=["<|im_end|>"], lora_targets=["q_proj"])
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "adapter")
     assert_same_log_probabilities(loaded, module.model)
+    assert_same_log_probabilities(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter"), module.model)
 
 
 def test_full_fine_tuning_leaves_a_whole_model(tiny_base: str, tmp_path: Path) -> None:

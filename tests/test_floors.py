@@ -66,6 +66,7 @@ FLOORS = {
     "conversation": 1,
     "cards": 1,
     "merging": 1,
+    "model_files": 1,
     "gguf": 0,
     "ollama": 1,
     "serving": 1,

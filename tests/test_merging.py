@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from orpo_lightning import merge_proof
 from orpo_lightning.__main__ import main
 from orpo_lightning.errors import CheckpointError, UsageError
-from orpo_lightning.merge_proof import Difference, answer_logps, answer_logps_of_folder, check
+from orpo_lightning.merge_proof import Difference, answer_logps, check
 from orpo_lightning.merging import choose_onto, load_adapted, merge, save
 from orpo_lightning.modeling import add_lora, load_base
 from orpo_lightning.trained import Trained, find, load
@@ -161,7 +161,7 @@ def test_which_weights_it_is_merged_onto_and_why() -> None:
         choose_onto(Trained("model", "model"), None)
 
 
-def test_the_proof_sees_a_changed_weight_and_keeps_the_folder(tiny_base: str, tmp_path: Path) -> None:
+def test_the_proof_sees_a_changed_weight(tiny_base: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     before = answer_logps(model, PAIRS)
     by_hand = [pair_sums(model, pair) for pair in PAIRS]
@@ -171,8 +171,6 @@ def test_the_proof_sees_a_changed_weight_and_keeps_the_folder(tiny_base: str, tm
         for side in ("chosen", "rejected")
     ]
     assert before == pytest.approx(means, abs=1e-4)
-    model.save_pretrained(tmp_path / "same")
-    assert Difference.of(before, answer_logps_of_folder(tmp_path / "same", PAIRS, CPU, False)).max < 1e-5
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
     difference = Difference.of(before, answer_logps(model, PAIRS))

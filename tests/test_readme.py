@@ -17,6 +17,11 @@ ELSEWHERE = {
     "python -m orpo_lightning evaluate runs/quickstart": "scripts/quickstart",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
+    **{
+        line: "test_using.py"
+        for line in COMMANDS
+        if line.split()[3:4] in (["generate"], ["chat"], ["merge"], ["export"], ["push"])
+    },
 }
 
 

@@ -108,7 +108,7 @@ def _answered(
     from orpo_lightning.answer_file import KEYS, Plan, answer_all
     from orpo_lightning.data.prompts import describe
     from orpo_lightning.data.templates import read_template
-    from orpo_lightning.errors import DataError
+    from orpo_lightning.errors import DataError, SurroundingsError, is_out_of_memory
     from orpo_lightning.generation import Answerer
     from orpo_lightning.trained import load
 
@@ -131,7 +131,14 @@ def _answered(
         _tell(f"{'note':<14}{note}")
 
     def answer(places: list[int]) -> list[list[Answer]]:
-        return _of_both(loaded, answerer, [ids[place] for place in places], sampling, places, options)
+        try:
+            return _of_both(loaded, answerer, [ids[place] for place in places], sampling, places, options)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SurroundingsError(
+                "out of memory: lower --batch_size or --max_new_tokens, or set --quantization nf4"
+            ) from error
 
     settings = _settings(trained, loaded, options)
     plan = Plan(asked, ids, sampling, options.batch_size, settings)

@@ -61,8 +61,9 @@ def _merge(args: list[str]) -> int:
 
     options = _parse(args)
     folder = Path(options.out).expanduser()
-    if folder.exists():
-        raise UsageError(f"--out: {folder} is there already: name another folder, or remove it")
+    for there in (folder, _aside(folder)):
+        if there.exists():
+            raise UsageError(f"--out: {there} is there already: name another folder, or remove it")
     trained = find(
         options.model,
         base=options.base,
