@@ -54,9 +54,10 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_cut_off(tmp_path: Path) ->
     with file.open("a") as stream:
         stream.write('{"step": 2, "los')
     assert read_lines(file) == [{"step": 1}]
+    append_line(file, {"step": 3}, "the file")  # of a test, which cuts nothing
+    assert read_lines(file) == [{"step": 1}, {"step": 3}]
     cut_lines(file, None)
-    append_line(file, {"step": 2}, "the file")
-    assert read_lines(file) == [{"step": 1}, {"step": 2}]
+    assert file.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
 def test_lines_from_a_step_on_are_cut_off_and_those_before_stay_as_they_are(tmp_path: Path) -> None:

@@ -54,12 +54,21 @@ def append_line(path: Path, values: Mapping[str, Any], what: str) -> None:
     line = json.dumps({name: _plain(value) for name, value in values.items()}, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        start = b"\n" if _is_torn(path) else b""  # a kill's half line stays a line of its own
         with path.open("ab") as stream:
-            stream.write(line.encode() + b"\n")
+            stream.write(start + line.encode() + b"\n")
     except OSError as error:
         if is_full(error):
             raise full_disk(path, what, _ADVICE) from error
         raise
+
+
+def _is_torn(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
 
 
 def _plain(value: Any) -> Any:
