@@ -16,6 +16,7 @@ ELSEWHERE = {
     "bash scripts/quickstart": "test_quickstart.py",
     "python -m orpo_lightning evaluate runs/quickstart": "scripts/quickstart",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
+    "python -m orpo_lightning report runs/mistral runs/dora --out compare.html": "test_report.py",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
     **{
         line: "test_using.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from orpo_lightning.__main__ import main
+from orpo_lightning.commands.report import HELP
 from orpo_lightning.observing.comparison import comparison
 from orpo_lightning.observing.defaults import defaults
 from orpo_lightning.observing.run_files import flat, read_run, values
@@ -22,6 +24,7 @@ from orpo_lightning.observing.summary import changed, margins, summary
 from orpo_lightning.pages.lines import LOOKS
 from orpo_lightning.pages.report_page import headline, report_page
 from orpo_lightning.pages.usage import usage
+from tests.readme import COMMANDS
 from tests.run_folder import Row, config, curves, pairs, record, samples, write_run
 from tests.test_pages import PAYLOADS, Page, with_strings
 
@@ -297,6 +300,21 @@ def test_out_takes_another_file_and_json_writes_none(
     assert Path("comparison.html").is_file()
     assert main(["report", folders[0], "--out", "deep/page.html"]) == 0
     assert Path("deep/page.html").is_file()
+
+
+def test_the_examples_of_help_and_readme_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "mistral", "dora"):
+        write_run(Path("runs") / name)
+    examples = [line.strip() for line in HELP.partition("examples:\n")[2].splitlines()]
+    of_readme = [line for line in COMMANDS if line.startswith("python -m orpo_lightning report ")]
+    assert (len(examples), len(of_readme)) == (2, 1)
+    for words in map(shlex.split, [*examples, *of_readme]):
+        assert main(words[words.index("report") :]) == 0
+    assert Path("runs/quickstart/report.html").is_file()
+    assert "each against mistral" in Path("compare.html").read_text(encoding="utf-8")
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(
