@@ -47,7 +47,7 @@ def pack(trained: Trained, base: str | None) -> Parcel:
     """
     folder = Path(trained.weights).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"{trained.name}: is on the hub already; expected a folder here")
+        raise UsageError(f"{trained.name}: there is no such folder here, and only a folder can be sent")
     files: dict[str, Path | bytes] = {file.name: file for file in check_seal(folder)}
     named = _named_base(folder, files)
     if base is None and Path(named).expanduser().is_dir():

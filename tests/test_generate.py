@@ -185,9 +185,8 @@ def test_killed_for_real_it_goes_on(model: str, tmp_path: Path) -> None:
 def test_through_standard_input_and_output(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = io.TextIOWrapper(
-        io.BytesIO(b'{"prompt": "the"}\n{"messages": [{"role": "user", "content": "a"}]}\n')
-    )
+    lines = b'{"prompt": "the"}\n{"messages": [{"role": "user", "content": "a"}]}\n'
+    asked = io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines)))
     monkeypatch.setattr("sys.stdin", asked)
     words = ("--prompts", "-", "--out", "-", "--max_new_tokens", "3", "--accelerator", "cpu")
     assert main(["generate", model, *words]) == 0

@@ -56,7 +56,7 @@ def _export(args: list[str]) -> int:
             "--out FOLDER`, and export that folder"
         )
     if options.gguf and not Path(trained.weights).expanduser().is_dir():
-        raise UsageError(f"--gguf: expected the folder of a model, {options.model} is on the hub")
+        raise UsageError(f"--gguf: expected the folder of a model, {options.model} is none here")
     converter = find_converter(options.converter) if options.gguf else []
     _write(trained, folder, options, converter)
     return 0
