@@ -36,7 +36,7 @@ def numbered(
     total = 0
     for number in count():
         index = number % len(pairs)
-        mark = f" [{number}]"
+        mark = " " + " ".join(str(number))  # to a tokenizer of whole words, too, each number is another
         total += sizes[index] + len(mark)
         if number == max_rows or (max_bytes is not None and total > max_bytes):
             return

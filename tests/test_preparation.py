@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -195,6 +196,20 @@ def test_rows_read_are_rows_kept_and_rows_left_out(make: Any, tmp_path: Path) ->
         "identical answers": 1,
         "exact duplicate": 1,
     }
+
+
+def test_what_was_left_out_is_never_in_memory_as_a_whole(make: Any, tmp_path: Path) -> None:
+    useless = [{"prompt": f"Q{i} ", "chosen": "A" * 9_000, "rejected": "A" * 9_000} for i in range(400)]
+    content = [*texts(5), *useless, *texts(5), *texts(5)]
+    train = lines(tmp_path / "x.jsonl", content)
+    ready(make(train, max_dropped=1.0))  # 7 MB of rows are left out, and stored
+    tracemalloc.start()
+    data = ready(make(train, max_dropped=1.0))
+    listed = [item["where"] for item in data.preparation.left_out()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert listed == [f"{train}:{line}" for line in range(6, 416)]
+    assert peak < 2_000_000
 
 
 def test_a_repeated_prompt_in_most_rows_is_an_error_that_names_the_option(make: Any, tmp_path: Path) -> None:

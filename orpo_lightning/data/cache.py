@@ -121,8 +121,9 @@ def open_stored(
         stored = _load(entry)
         assert stored is not None
     if stop_at_broken:
-        broken = [LeftOut(**values) for values in left_out_rows(stored.folder)]
-        _refuse_broken([item for item in broken if item.is_broken], stored.info.rows)
+        # One row at a time: all that was left out, with its content, may be more than the memory holds.
+        items = (LeftOut(**values) for values in left_out_rows(stored.folder))
+        _refuse_broken([item._replace(row=None) for item in items if item.is_broken], stored.info.rows)
     return stored
 
 

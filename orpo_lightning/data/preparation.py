@@ -146,8 +146,7 @@ class Preparation:
             for source in table.sources if table is not None else ():
                 yield from ({"split": split, **values} for values in left_out_rows(source.folder))
             for reason, removed in self._removed[split].items():
-                rows = [removed.sources[number].info.rows_per_pair for number in removed.source_of.tolist()]
-                for where, count in zip(removed.places(), rows, strict=True):
+                for where, count in removed.places_and_rows():
                     detail = f"{where}: {reason}"
                     yield {"split": split, **LeftOut(where, reason, detail, None, count)._asdict()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,6 +113,14 @@ class StoredPairs:
             lines = enumerate(islice(file, max(wanted, default=-1) + 1))
             return {number: line.rstrip("\n") for number, line in lines if number in wanted}
 
+    def places_in_order(self, pairs: np.ndarray[Any, Any]) -> Iterator[str]:
+        """Yield where the rows of these pairs, (n,) in rising order, stand."""
+        with (self.folder / PLACES).open(encoding="utf-8") as file:
+            at = 0
+            for pair in pairs:
+                yield next(islice(file, int(pair) - at, None)).rstrip("\n")
+                at = int(pair) + 1
+
 
 def _map(folder: Path, name: str, info: TableInfo) -> np.ndarray[Any, Any]:
     kind, count = _COLUMNS[name]
@@ -214,6 +222,16 @@ class PairTable(Sequence[TokenizedPair]):
             for number, source in enumerate(self.sources)
         ]
         return [places[source][row] for source, row in pairs]
+
+    def places_and_rows(self) -> Iterator[tuple[str, int]]:
+        """Yield where each pair stands and how many rows it is made of, source by source.
+
+        They come in the order of the files, and none but the one at hand is in memory.
+        """
+        for number, source in enumerate(self.sources):
+            rows = self.row[self.source_of == number].sort().values.numpy()
+            for where in source.places_in_order(rows):
+                yield where, source.info.rows_per_pair
 
     def fingerprint(self) -> str:
         """Return a hash of the pairs and their order."""
