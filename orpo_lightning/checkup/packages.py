@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from orpo_lightning.checkup.base import Check
 
@@ -51,11 +52,11 @@ def _others(others: list[str], count: int, known: bool) -> Check:
     return Check("packages", "ok", f"all {count} in the versions they are tested with")
 
 
-def _extras(needed: list[object]) -> str:
+def _extras(needed: Sequence[Any]) -> str:
     there = []
     for extra, words in _OPTIONAL.items():
-        own = [one for one in needed if f'extra == "{extra}"' in str(getattr(one, "marker", ""))]
-        if own and all(_installed(getattr(one, "name", "")) for one in own):
+        own = [one for one in needed if f'extra == "{extra}"' in str(one.marker)]
+        if own and all(_installed(one.name) for one in own):
             there.append(f"{extra} ({words})" if extra != words else extra)
     missing = [extra for extra in _OPTIONAL if not any(one.startswith(extra) for one in there)]
     return f"{', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"

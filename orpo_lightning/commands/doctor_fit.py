@@ -26,8 +26,11 @@ def configurations() -> Iterator[Check]:
     if memory is None:
         yield Check("configurations", "ok", f"not looked at: the memory of {device.kind} is not known")
         return
+    from orpo_lightning.commands.config_cli import ConfigCLI
+
+    parser = ConfigCLI("doctor", ["--config", str(files[0])]).parser
     for file in files:
-        yield _planned(file, device, memory)
+        yield _planned(file, parser.parse_args(["--config", str(file)]), device, memory)
 
 
 def _memory(kind: str) -> int | None:
@@ -40,11 +43,11 @@ def _memory(kind: str) -> int | None:
     return available_ram() if kind == "cpu" else None
 
 
-def _planned(file: Path, device: Any, memory: int) -> Check:
+def _planned(file: Path, config: Any, device: Any, memory: int) -> Check:
     from orpo_lightning.planning.gpus import GIB
     from orpo_lightning.planning.peak import plan
 
-    subject = _subject(file)
+    subject = _subject(config)
     needed = plan(subject.model, subject.training(device), subject.largest()).total
     found = f"{file.stem} needs {needed / GIB:.1f} of {memory / GIB:.1f} GiB"
     if needed <= memory:
@@ -54,14 +57,12 @@ def _planned(file: Path, device: Any, memory: int) -> Check:
     )
 
 
-def _subject(file: Path) -> Any:
+def _subject(config: Any) -> Any:
     from transformers import AutoConfig
 
-    from orpo_lightning.commands.config_cli import ConfigCLI
     from orpo_lightning.commands.plan import subject_of
     from orpo_lightning.planning.known import SHAPES
 
-    config = ConfigCLI("doctor", ["--config", str(file)]).config
     shape = SHAPES.get(config.model.base_model)
     if shape is None:
         config.model.base_model = str(CONFIGS.parent / config.model.base_model)

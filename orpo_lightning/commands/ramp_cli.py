@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from orpo_lightning import runfolder
 from orpo_lightning.callbacks import LostRanks, MemoryReport, RunHeader, StopAtSignal
@@ -91,8 +91,11 @@ class RampCLI(PreferenceCLI):
         )
         self.ramp = RateRamp(config.low, config.high, config.steps)
 
-    def _run_callbacks(self, trainer_config: Any, given: list[Callback]) -> list[Callback]:
-        return [RunHeader(self.header), LostRanks(), StopAtSignal(self.signals), MemoryReport(), self.ramp]
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Build the Trainer with the ramp, and without all that writes to a run's folder."""
+        ours = [RunHeader(self.header), LostRanks(), StopAtSignal(self.signals), MemoryReport(), self.ramp]
+        # Past PreferenceCLI's own, which is for runs.
+        return LightningCLI.instantiate_trainer(self, **{**kwargs, "callbacks": ours})
 
     def climb(self) -> RateRamp:
         """Train until all steps are done or the loss has diverged; return the losses."""

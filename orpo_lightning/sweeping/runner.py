@@ -66,6 +66,7 @@ def _told(study: Study, ended: Ended, metric: str) -> str:
             f"ended early, after step {ended.step}: {metric} {ended.value:.4g} is behind the others' median"
         )
     best = study.best()
+    assert best is not None  # this one has ended
     of = f"trial {study.name_of(best)}"
     return f"ended: {metric} {ended.value:.4g}, best so far {best.value:.4g} ({of})"
 

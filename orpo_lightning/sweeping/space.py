@@ -80,11 +80,11 @@ def _values(where: str, value: Any) -> Range | Choices:
 
 
 def _range(where: str, value: Mapping[str, Any]) -> Range:
-    numbers = [_number(value.get(name)) for name in ("low", "high")]
-    are_numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers)
+    low, high = (_number(value.get(name)) for name in ("low", "high"))
+    are_numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (low, high))
     if not are_numbers or not set(value) <= {"low", "high", "log"}:
         raise UsageError(f"{where}: expected {_EXPECTED}, found {dict(value)}")
-    found = Range(*numbers, log=bool(value.get("log", False)))
+    found = Range(low, high, log=bool(value.get("log", False)))
     if found.low >= found.high:
         raise UsageError(f"{where}: expected low below high, found {found.low} and {found.high}")
     if found.log and found.low <= 0:
