@@ -18,8 +18,8 @@ def help_text() -> str:
     """Return the text of the top-level `--help`."""
     lines = SUBCOMMANDS | {name: command.line for name, command in COMMANDS.items()}
     listed = []
-    for group, verbs in GROUPS.items():
-        there = [f"  {name:10} {lines[name]}" for name in verbs if name in lines]
+    for group, names in GROUPS.items():
+        there = [f"  {name:10} {lines[name]}" for name in names if name in lines]
         listed += [f"{group}:", *there] if there else []
     verbs = "\n".join(listed)
     return f"""{_USAGE}

@@ -33,7 +33,7 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     asked, layers = module.hparams["gradient_checkpointing"], max(len(recomputable(module.model)), 1)
     if asked != "auto":
         return Choice(layers if asked else 0, layers, True, "set by the user")
-    datamodule = getattr(trainer, "datamodule", None)
+    datamodule: Any = getattr(trainer, "datamodule", None)
     data = dict(getattr(datamodule, "hparams", {}))
     if not {"batch_size", "max_length"} <= set(data):
         return Choice(layers, layers, True, "no data module tells how large batches can be")

@@ -40,7 +40,7 @@ def choose_token_budget(
     """
     alone = int(tokens_alone(lengths, layout_tokens).max()) if len(lengths) else 1
     safe = batch_size * alone
-    module = getattr(trainer, "lightning_module", None)
+    module: Any = getattr(trainer, "lightning_module", None)
     why_not = _why_not_planned(module)
     if saved is not None:
         return TokenBudget(saved, "auto, as before the checkpoint")
