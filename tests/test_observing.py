@@ -103,7 +103,7 @@ LEARNED = "preferences are learned"
         (UP, UP, STILL, "both gain alike: the style of the answers is learned, the preference not yet"),
         (UP, UP, DOWN, f"the rejected answers gain more than the chosen ones: {WRONG}"),
         (STILL, DOWN, UP, f"{LEARNED} by turning away from the rejected answers alone"),
-        (STILL, STILL, STILL, "no movement that this many pairs could show"),
+        (STILL, STILL, STILL, "no movement that counts, or that this many pairs could show"),
         (STILL, UP, DOWN, f"the rejected answers gain and the chosen ones do not: {WRONG}"),
         (DOWN, DOWN, UP, f"{LEARNED}, fluency is being paid for it"),
         (DOWN, DOWN, STILL, "both lose alike: fluency is lost and no preference gained"),
@@ -137,6 +137,7 @@ def test_the_sentence_gives_both_changes_with_signs_and_intervals() -> None:
     )
     assert str(Change(0.5)) == "+0.5"
     assert [Change(value).direction for value in (0.5, 0.0, -0.5)] == [1, 0, -1]
+    assert Change(4e-7, 3e-7, 5e-7).direction == 0, "surely more than nothing, and still nothing"
 
 
 # The record

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from orpo_lightning.__main__ import main
 from orpo_lightning.commands.report import HELP
+from orpo_lightning.commands.words import Words
 from orpo_lightning.observing.comparison import comparison
 from orpo_lightning.observing.defaults import defaults
 from orpo_lightning.observing.run_files import flat, read_run, values
@@ -204,6 +205,24 @@ def test_the_use_of_an_adapter_is_told_with_the_runs_own_names(tmp_path: Path) -
     assert "AutoModelForCausalLM.from_pretrained(" in lines(lora_r=0)
     assert "PeftModel" not in lines(lora_r=0)
     assert usage(read_run(write_run(tmp_path / "none", config=None))) == {}
+
+
+def test_the_commands_that_the_page_names_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    understood: list[str] = []
+
+    def parse(self: Words, *args: Any, **named: Any) -> None:
+        words(self, *args, **named)
+        understood.append(self.prog)
+        raise SystemExit(0)
+
+    words = Words.parse_args
+    monkeypatch.setattr(Words, "parse_args", parse)
+    named = usage(read_run(write_run(tmp_path / "my run")))["commands"]
+    lines = [line for _, line in named if line.startswith("orpo-lightning ")]
+    assert [main(shlex.split(line)[1:]) for line in lines] == [0] * len(lines)
+    assert understood == [f"orpo-lightning {verb}" for verb in ("chat", "generate", "evaluate", "merge")]
 
 
 # Several runs

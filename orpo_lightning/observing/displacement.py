@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from orpo_lightning.observing.held_out import SEEN
+
 
 class Change(NamedTuple):
     """How far a mean log-probability moved from the base's, with the ends of its 95 % interval."""
@@ -14,7 +16,9 @@ class Change(NamedTuple):
 
     @property
     def direction(self) -> int:
-        """1 or -1 where the interval lies on one side of zero, else 0; without an interval the sign."""
+        """1 or -1 where the interval lies on one side of zero and the value counts, else 0."""
+        if abs(self.value) < SEEN:
+            return 0
         low, high = (self.value if end is None else end for end in (self.low, self.high))
         return (low > 0) - (high < 0)
 
@@ -35,7 +39,7 @@ _MEANINGS: dict[tuple[int, int], str | tuple[str, str, str]] = {
         "preferences are learned while both kinds of answers come easier",
     ),
     (0, -1): "preferences are learned by turning away from the rejected answers alone",
-    (0, 0): "no movement that this many pairs could show",
+    (0, 0): "no movement that counts, or that this many pairs could show",
     (0, 1): "the rejected answers gain and the chosen ones do not: the preference goes the wrong way",
     (-1, -1): (
         "the chosen answers lose more than the rejected ones: the preference goes the wrong way, and fluency "

@@ -53,7 +53,10 @@ def _commands(folder: str) -> list[tuple[str, str]]:
     name = shlex.quote(folder)
     return [
         ("talk to it", f"orpo-lightning chat {name}"),
-        ("answer a file of prompts", f"orpo-lightning generate {name} prompts.jsonl --out answers.jsonl"),
+        (
+            "answer a file of prompts",
+            f"orpo-lightning generate {name} --prompts prompts.jsonl --out answers.jsonl",
+        ),
         ("judge it against its base", f"orpo-lightning evaluate {name}"),
         ("put the adapter into the base", f"orpo-lightning merge {name} --out merged"),
     ]
