@@ -277,7 +277,11 @@ class PreferenceModule(lightning.LightningModule):
         if self.grad_norm is None or step % self._log_every:
             return
         rates = {name: rate * self.trainer.world_size for name, rate in self.speed.rates().items()}
-        self._log("train", {**self._train_values(), **rates})
+        values = self._train_values()
+        for name in set(self.train_means.names) - values.keys():
+            # A mean of nothing is left out; Lightning would log the one before it again.
+            self.trainer._results.pop(f"on_train_batch_end.train/{name}", None)  # type: ignore[union-attr]
+        self._log("train", {**values, **rates})
         self._forget_logged()
 
     def _train_values(self) -> dict[str, Any]:

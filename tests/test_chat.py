@@ -166,7 +166,10 @@ def test_a_whole_conversation_at_the_terminal(chat: Terminal, answers: Any, tmp_
     os.write(chat.file, b"vest or cello, " * 60 + b"\n")  # too long for a line of the terminal
     chat.until("leave no room for an answer.*\n> ")
     # Ctrl-C at the prompt ends nothing, Ctrl-D does.
-    os.write(chat.file, b"never mind\x03")
+    os.write(chat.file, b"never mind")
+    chat.until("never mind")  # until it waits for keys, readline may miss a signal
+    time.sleep(0.3)
+    os.write(chat.file, b"\x03")
     assert "(Ctrl-D ends)" in chat.until(r"(?m)^> ")
     assert chat.end() == 0
 

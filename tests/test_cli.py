@@ -121,7 +121,7 @@ FIT = ("fit", "--trainer.max_steps", 6, "--trainer.accumulate_grad_batches", 2)
 def test_a_run_of_foreign_classes_fills_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*FIT) == 0
     found = {path.name for path in Path("runs/default").iterdir()}
-    assert found == {"config.yaml", "checkpoints", "tb", "log", ".lock", "curves.jsonl", "record.json"}
+    assert found == {"config.yaml", "checkpoints", "tb", "log", ".lock", "record.json", "report.html"}
     assert {path.name for path in Path("runs/default/checkpoints").iterdir()} == {"last.ckpt"}
     assert "written to" in Path("runs/default/log").read_text()
     assert "written to" in capsys.readouterr().out

@@ -112,8 +112,10 @@ def test_a_run_in_flat_rows_ends_with_the_weights_and_metrics_of_a_padded_one(
     padded, padded_trainer = fit(tiny_base, "padded", tmp_path, **settings)
     flat, flat_trainer = fit(tiny_base, "shared_prefix", tmp_path, **settings)
     assert_close(weights(flat), weights(padded), 1e-5)
+    padding = [trainer.callback_metrics["train/padding"].item() for trainer in (flat_trainer, padded_trainer)]
+    assert padding[0] == 0 < padding[1]
     for name, value in padded_trainer.callback_metrics.items():
-        if "per_second" not in name:
+        if "per_second" not in name and name != "train/padding":
             assert flat_trainer.callback_metrics[name].item() == pytest.approx(
                 value.item(), rel=1e-4, abs=1e-5
             ), name

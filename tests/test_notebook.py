@@ -19,7 +19,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run all cells with fewer steps and pairs; return the folder and what was printed."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "configs").symlink_to(ROOT / "configs")
-    own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "STEPS": "4", "PAIRS": "16"}
+    own = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "STEPS": "5", "PAIRS": "16"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "notebook.py"), str(NOTEBOOK)],
         cwd=folder,

@@ -31,13 +31,15 @@ class RecordKeeper(lightning.Callback):
         """Start without a record."""
         self.record: RunRecord | None = None
         self._warnings: WarningsOf | None = None
+        self._is_earlier = False
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Begin, on the first process of a training."""
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / RECORD
-        self.record = RunRecord(path, goes_on=trainer.ckpt_path is not None)
+        self._is_earlier = trainer.ckpt_path is not None  # until this process trains too
+        self.record = RunRecord(path, goes_on=self._is_earlier)
         self._warnings = WarningsOf(self.record)
         _PACKAGE_LOGGER.addHandler(self._warnings)
 
@@ -45,6 +47,7 @@ class RecordKeeper(lightning.Callback):
         """Write what is known when all is loaded."""
         if self.record is None:
             return
+        self._is_earlier = False
         header = next((one.shown for one in trainer.callbacks if isinstance(one, RunHeader)), {})  # type: ignore[attr-defined]
         self._write(
             trainer,
@@ -69,7 +72,9 @@ class RecordKeeper(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Write why it is over."""
+        """Write why it is over; what could not even go on leaves the record as it is."""
+        if self._is_earlier:
+            return
         # The disk is full, say: what went wrong first is what is to be told.
         with suppress(OSError, SurroundingsError):
             self._end(trainer, pl_module, how_it_failed(exception))

@@ -70,7 +70,8 @@ def _sweep(args: list[str]) -> int:
 
     import_optuna()
     sweep = _Sweep(args)
-    log.info("%s", aligned(sweep.rows()))
+    if not sweep.config.json:
+        log.info("%s", aligned(sweep.rows()))
     run(sweep.study, sweep.words, sweep.metric, sweep.write)
     sweep.write()
     report = as_json(sweep.study, sweep.facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,8 @@ def _curves(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _events(folder: Path) -> list[dict[str, Any]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    # It tells of every kill that the run survived; what was logged twice is seen to below.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     rows: dict[int, dict[str, Any]] = {}
