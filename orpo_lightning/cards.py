@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib.metadata
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from orpo_lightning.masking import mask_text
+from orpo_lightning.versions import versions_of
 
 _PACKAGES = ("orpo-lightning", "torch", "lightning", "transformers", "peft", "bitsandbytes")
 Rows = Sequence[tuple[str, str]]
@@ -89,13 +89,7 @@ def code(value: str) -> str:
 
 def versions() -> list[tuple[str, str]]:
     """Return the packages that count, with their versions here."""
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:  # used from a source tree, or bitsandbytes not needed
-            continue
-    return found
+    return list(versions_of(_PACKAGES).items())
 
 
 def _loading(base: str, is_adapter: bool) -> list[str]:

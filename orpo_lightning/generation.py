@@ -8,7 +8,7 @@ than those of a single row, so that a near tie may fall the other way.)
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -179,32 +179,54 @@ class Answerer:
                 f"a prompt of {width:,} tokens leaves no room for an answer: the model's context is "
                 f"{self.context:,} tokens"
             )
-        causal = causal_model(self._model)
-        pad = next(
-            (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
+        pads = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        pad = next((token for token in pads if token is not None), 0)
+        draws = [_Draw(sampling, keys)] if sampling.temperature > 0 else []
+        return continued(self._model, prompts, self.stop_ids, room, pad=pad, draws=draws, streamer=streamer)
+
+
+def continued(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Iterable[int],
+    room: int,
+    *,
+    pad: int = 0,
+    draws: Sequence[LogitsProcessor] = (),
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """Return what a model writes behind each prompt, with whatever follows a stop token.
+
+    Args:
+        model: a causal language model, with or without an adapter; its mode and settings stay what they are.
+        prompts: ids, at least one each; all are gone on with at a time.
+        stop_ids: tokens that end an answer.
+        room: most tokens of an answer.
+        pad: any token of the model: the mask tells what is padding.
+        draws: what leaves of each row's tokens the one to take; without, it is the likeliest.
+        streamer: is handed the tokens of a single prompt as they come.
+    """
+    causal, width = causal_model(model), max(map(len, prompts))
+    lacks = [width - len(prompt) for prompt in prompts]
+    rows = [[pad] * lack + list(prompt) for lack, prompt in zip(lacks, prompts, strict=True)]
+    mask = [[0] * lack + [1] * (width - lack) for lack in lacks]
+    settings = GenerationConfig(
+        max_new_tokens=room,
+        do_sample=False,  # a drawn token is the only one that a `_Draw` leaves
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    device = causal.get_input_embeddings().weight.device
+    with _by(causal, settings):
+        output = causal.generate(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(draws),
+            streamer=streamer,
         )
-        lacks = [width - len(prompt) for prompt in prompts]
-        rows = [[pad] * lack + list(prompt) for lack, prompt in zip(lacks, prompts, strict=True)]
-        mask = [[0] * lack + [1] * (width - lack) for lack in lacks]
-        settings = GenerationConfig(
-            max_new_tokens=room,
-            do_sample=False,  # a drawn token is the only one that `_Draw` leaves
-            eos_token_id=sorted(self.stop_ids) or None,
-            pad_token_id=pad,
-            use_cache=True,
-        )
-        device = causal.get_input_embeddings().weight.device
-        with _by(causal, settings):
-            output = causal.generate(
-                input_ids=torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList(
-                    [_Draw(sampling, keys)] if sampling.temperature > 0 else []
-                ),
-                streamer=streamer,
-            )
-        return [row[width:] for row in output.tolist()]
+    return [row[width:] for row in output.tolist()]
 
 
 def context_length_of(config: Any) -> int | None:

@@ -47,17 +47,14 @@ class Difference(NamedTuple):
 def answer_logps(model: Any, pairs: Sequence[TokenizedPair]) -> list[float]:
     """Return the mean log-probability of the tokens of each answer: of pair i at 2i the chosen one's."""
     scorer, device = take_apart(model), next(model.parameters()).device
-    found: dict[int, float] = {}
+    found: dict[int, list[float]] = {}
     order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
     for start in range(0, len(pairs), _BATCH):
         places = order[start : start + _BATCH]
         batch = pad_pairs([pairs[index] for index in places], pad_id=0)
-        logps = score(scorer, _on(batch, device))
-        for side in ("chosen", "rejected"):
-            means = getattr(logps, f"{side}_sum") / getattr(logps, f"{side}_tokens")
-            keys = (2 * place + (side == "rejected") for place in places)
-            found.update(zip(keys, means.tolist(), strict=True))
-    return [found[index] for index in range(2 * len(pairs))]
+        means = torch.stack(score(scorer, _on(batch, device)).answer_means(), dim=1)
+        found.update(zip(places, means.tolist(), strict=True))
+    return [mean for index in range(len(pairs)) for mean in found[index]]
 
 
 def _on(batch: Any, device: torch.device) -> Any:

@@ -41,6 +41,12 @@ def changed_model(
     ]
 
 
+def settings_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return the arguments of `model` or `data` in a config.yaml, whether it names a class or not."""
+    values = config.get(part) or {}
+    return dict(values.get("init_args", values) or {})
+
+
 def refuse(differences: list[str]) -> None:
     """Raise CheckpointError where a checkpoint and a run differ."""
     if differences:

@@ -12,6 +12,7 @@ from orpo_lightning import hardware, modeling
 from orpo_lightning.errors import SurroundingsError, UsageError
 from orpo_lightning.model_files import ADAPTER_CONFIG, TRAINING, adapter_config, fetched, file_of, json_of
 from orpo_lightning.modeling import Quantization
+from orpo_lightning.run_settings import settings_of
 
 
 class Trained(NamedTuple):
@@ -185,12 +186,6 @@ def _there(base: str, path: Path, name: str) -> str:
         f"{name}: its base {base} is no folder here: start where the training was started, or name the base "
         "with --base"
     )
-
-
-def settings_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Return the arguments of `model` or `data` in a config.yaml, whether it names a class or not."""
-    values = config.get(part) or {}
-    return dict(values.get("init_args", values))
 
 
 def _base_of(settings: Mapping[str, Any], name: str) -> str:

@@ -112,7 +112,7 @@ def test_versions_are_held_against_what_is_needed_and_what_is_tested(monkeypatch
     monkeypatch.setattr(packages.metadata, "requires", lambda name: needs)
     monkeypatch.setattr(packages, "tested_versions", lambda: {"torch": "2.13.0", "jinja2": "3.1.6"})
     versions = {"torch": "2.13.0+cpu", "jinja2": "3.1.6", "optuna": "5.0.0"}
-    monkeypatch.setattr(packages, "_installed", versions.get)
+    monkeypatch.setattr(packages, "installed", versions.get)
 
     def look() -> list[Check]:
         return list(packages.versions())

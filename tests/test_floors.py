@@ -18,6 +18,7 @@ FLOORS = {
     "intervals": 0,
     "base_logps": 1,
     "bootstrap": 1,
+    "versions": 0,
     "batching": 0,
     "objectives": 0,
     "planning": 0,

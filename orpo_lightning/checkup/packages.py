@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_lightning.checkup.base import Check
+from orpo_lightning.versions import installed
 
 _OPTIONAL = {
     "sweep": "sweep",
@@ -28,7 +29,7 @@ def versions() -> Iterator[Check]:
     for one in needed:
         if one.marker is not None:
             continue
-        version = _installed(one.name)
+        version = installed(one.name)
         if version is None or not one.specifier.contains(version, prereleases=True):
             wrong.append(f"{one.name}{one.specifier} ({version or 'not installed'})")
         public = version.partition("+")[0] if version else version  # torch 2.13.0+cpu is torch 2.13.0
@@ -56,17 +57,10 @@ def _extras(needed: Sequence[Any]) -> str:
     there = []
     for extra, words in _OPTIONAL.items():
         own = [one for one in needed if f'extra == "{extra}"' in str(one.marker)]
-        if own and all(_installed(one.name) for one in own):
+        if own and all(installed(one.name) for one in own):
             there.append(f"{extra} ({words})" if extra != words else extra)
     missing = [extra for extra in _OPTIONAL if not any(one.startswith(extra) for one in there)]
     return f"{', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def tested_versions() -> dict[str, str]:

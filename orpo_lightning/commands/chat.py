@@ -44,12 +44,9 @@ examples:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _chat(args))
+    return run_verb(args, HELP, _chat)
 
 
 def _chat(args: list[str]) -> int:

@@ -28,12 +28,9 @@ _SIGNS = {"ok": "ok", "warning": "warning", "error": "ERROR"}
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _doctor(args), quiet="--json" in args)
+    return run_verb(args, HELP, _doctor)
 
 
 def _doctor(args: list[str]) -> int:

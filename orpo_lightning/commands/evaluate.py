@@ -65,12 +65,9 @@ _COUNTS = ("max_length", "batch_size", "judge_prompts", "judge_parallel", "max_n
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _evaluate(args), quiet="--json" in args)
+    return run_verb(args, HELP, _evaluate)
 
 
 def _options(args: list[str]) -> Namespace:

@@ -32,12 +32,9 @@ examples:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _export(args))
+    return run_verb(args, HELP, _export)
 
 
 def _export(args: list[str]) -> int:

@@ -46,12 +46,9 @@ examples:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _generate(args))
+    return run_verb(args, HELP, _generate)
 
 
 def _generate(args: list[str]) -> int:

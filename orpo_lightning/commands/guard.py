@@ -11,6 +11,20 @@ from orpo_lightning import runfolder
 from orpo_lightning.cli_errors import report
 
 
+def run_verb(args: list[str], help_text: str, work: Callable[[list[str]], int]) -> int:
+    """Print a verb's help where that is asked for, else do its work; return the exit code.
+
+    Args:
+        args: the words behind the verb; with `--json` among them nothing else is printed but errors.
+        help_text: of the verb.
+        work: returns an exit code.
+    """
+    if {"-h", "--help"} & set(args):
+        print(help_text, end="")
+        return 0
+    return guarded(lambda: work(args), quiet="--json" in args)
+
+
 def guarded(command: Callable[[], int], *, quiet: bool = False) -> int:
     """Run a command and return its exit code, or that of what went wrong.
 
@@ -19,10 +33,6 @@ def guarded(command: Callable[[], int], *, quiet: bool = False) -> int:
         quiet: keep all messages but errors off the terminal.
     """
     runfolder.log_to_console(1 if quiet else 0)
-    # Told of every model that is loaded; nothing in it is wrong here.
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated.*")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Told of every model that is loaded; nothing in it is wrong here.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated.*")
     if not sys.stderr.isatty():

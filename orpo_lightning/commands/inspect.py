@@ -44,12 +44,9 @@ def main(args: list[str], datamodule_class: Any = None) -> int:
         args: the words behind `inspect`.
         datamodule_class: a subclass of PreferenceDataModule instead of itself.
     """
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _inspect(args, datamodule_class), quiet="--json" in args)
+    return run_verb(args, HELP, lambda words: _inspect(words, datamodule_class))
 
 
 def _inspect(args: list[str], datamodule_class: Any) -> int:

@@ -47,12 +47,9 @@ _PAIRS = 64
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _merge(args), quiet="--json" in args)
+    return run_verb(args, HELP, _merge)
 
 
 def _merge(args: list[str]) -> int:

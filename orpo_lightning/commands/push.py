@@ -29,12 +29,9 @@ examples:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _push(args))
+    return run_verb(args, HELP, _push)
 
 
 def _push(args: list[str]) -> int:

@@ -54,12 +54,9 @@ log = logging.getLogger(__name__)
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    if {"-h", "--help"} & set(args):
-        print(HELP, end="")
-        return 0
-    from orpo_lightning.commands.guard import guarded
+    from orpo_lightning.commands.guard import run_verb
 
-    return guarded(lambda: _sweep(args), quiet="--json" in args)
+    return run_verb(args, HELP, _sweep)
 
 
 def _sweep(args: list[str]) -> int:

@@ -34,7 +34,7 @@ from orpo_lightning.data import (
     tokenization,
     values,
 )
-from orpo_lightning.data.left_out import LeftOut
+from orpo_lightning.data.left_out import BROKEN, LeftOut
 from orpo_lightning.data.records import Records
 from orpo_lightning.data.sources import Rows
 from orpo_lightning.data.table import (
@@ -120,7 +120,7 @@ def open_stored(
             ) from error
         stored = _load(entry)
         assert stored is not None
-    if stop_at_broken:
+    if stop_at_broken and BROKEN in stored.info.dropped:
         # One row at a time: all that was left out, with its content, may be more than the memory holds.
         items = (LeftOut(**values) for values in left_out_rows(stored.folder))
         _refuse_broken([item._replace(row=None) for item in items if item.is_broken], stored.info.rows)

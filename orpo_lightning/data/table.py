@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,18 +108,16 @@ class StoredPairs:
 
     def places(self, pairs: Collection[int]) -> dict[int, str]:
         """Return where the rows of these pairs stand, as `file:line`, without holding those of all others."""
-        wanted = frozenset(pairs)
-        with (self.folder / PLACES).open(encoding="utf-8") as file:
-            lines = enumerate(islice(file, max(wanted, default=-1) + 1))
-            return {number: line.rstrip("\n") for number, line in lines if number in wanted}
+        wanted = sorted(frozenset(pairs))
+        return dict(zip(wanted, self.places_in_order(wanted), strict=True))
 
-    def places_in_order(self, pairs: np.ndarray[Any, Any]) -> Iterator[str]:
-        """Yield where the rows of these pairs, (n,) in rising order, stand."""
+    def places_in_order(self, pairs: Iterable[int]) -> Iterator[str]:
+        """Yield where the rows of these pairs, in rising order, stand."""
         with (self.folder / PLACES).open(encoding="utf-8") as file:
             at = 0
             for pair in pairs:
-                yield next(islice(file, int(pair) - at, None)).rstrip("\n")
-                at = int(pair) + 1
+                yield next(islice(file, pair - at, None)).rstrip("\n")
+                at = pair + 1
 
 
 def _map(folder: Path, name: str, info: TableInfo) -> np.ndarray[Any, Any]:
@@ -229,7 +227,7 @@ class PairTable(Sequence[TokenizedPair]):
         They come in the order of the files, and none but the one at hand is in memory.
         """
         for number, source in enumerate(self.sources):
-            rows = self.row[self.source_of == number].sort().values.numpy()
+            rows = self.row[self.source_of == number].sort().values.tolist()
             for where in source.places_in_order(rows):
                 yield where, source.info.rows_per_pair
 

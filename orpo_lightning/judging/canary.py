@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from orpo_lightning.bootstrap import Estimate, estimate
 from orpo_lightning.judging.figures import Array, written
 from orpo_lightning.judging.scoring import Sides
-from orpo_lightning.observing.canary import text_batch
-from orpo_lightning.scoring import score_targets, take_apart
-
-_ROWS = 16
+from orpo_lightning.observing.canary import text_nlls
+from orpo_lightning.scoring import take_apart
 
 
-@torch.no_grad()
 def text_losses(model: Any, rows: Sequence[Sequence[int]], sides: Sides) -> dict[str, Array]:
     """Return under each side the mean negative log-probability of a token of each text, (n,).
 
@@ -28,18 +23,11 @@ def text_losses(model: Any, rows: Sequence[Sequence[int]], sides: Sides) -> dict
         rows: ids of each text, at least two; the first of each is not predicted.
         sides: as for `score_pairs`.
     """
-    scorer = take_apart(model)
-    found = {name: np.zeros(len(rows)) for name in sides}
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    for first in range(0, len(order), _ROWS):
-        some = order[first : first + _ROWS]
-        batch = move_data_to_device(text_batch([rows[number] for number in some]), model.device)
-        counts = torch.bincount(batch.target_sequences, minlength=len(some))
-        for name, side in sides.items():
-            with side():
-                logps, _ = score_targets(scorer, batch)
-            sums = torch.bincount(batch.target_sequences, -logps.double(), minlength=len(some))
-            found[name][some] = (sums / counts).cpu().numpy()
+    scorer, tokens = take_apart(model), np.array([len(row) - 1 for row in rows])
+    found = {}
+    for name, side in sides.items():
+        with side():
+            found[name] = text_nlls(scorer, rows, model.device).numpy() / tokens
     return found
 
 

@@ -11,7 +11,8 @@ from orpo_lightning.data.preparation import Split
 from orpo_lightning.data.splits import sample
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import UsageError
-from orpo_lightning.trained import Trained, settings_of, tokenizer_of
+from orpo_lightning.run_settings import settings_of
+from orpo_lightning.trained import Trained, tokenizer_of
 
 
 class HeldOut(NamedTuple):

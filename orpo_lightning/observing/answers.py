@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from transformers import GenerationConfig
-
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.data.token_rules import leading_ids
+from orpo_lightning.generation import context_length_of, continued
 from orpo_lightning.modeling import causal_model
 
 _SHOWN = 2000
@@ -47,31 +45,11 @@ def greedy(
         stops: tokens that end an answer.
         max_new_tokens: of an answer, its stop token included; fewer where the model's positions end.
     """
-    causal = causal_model(model)
     width = max(map(len, prompts))
-    room = getattr(causal.config.get_text_config(), "max_position_embeddings", None) or width + max_new_tokens
-    pad = stops[0] if stops else 0  # told by the mask, never by the id
-    ids = torch.full((len(prompts), width), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    device, given = causal.device, causal.generation_config
-    causal.generation_config = GenerationConfig(
-        do_sample=False,
-        use_cache=True,
-        max_new_tokens=max(1, min(max_new_tokens, room - width)),
-        eos_token_id=list(stops) or None,
-        pad_token_id=pad,
-    )
-    # A router's loss of one token has no use, and transformers does not compute it.
-    routed = getattr(causal.config, "output_router_logits", False)
-    quiet = {"output_router_logits": False} if routed else {}
-    try:
-        output = causal.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **quiet)
-    finally:
-        causal.generation_config = given
-    return [_until_stop(row, set(stops)) for row in output[:, width:].tolist()]
+    context = context_length_of(causal_model(model).config) or width + max_new_tokens
+    room = max(1, min(max_new_tokens, context - width))
+    written = continued(model, prompts, stops, room, pad=stops[0] if stops else 0)
+    return [_until_stop(row, set(stops)) for row in written]
 
 
 def _until_stop(answer: list[int], stops: set[int]) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orpo_lightning.batching.base import PairBatch
 from orpo_lightning.errors import DataError
@@ -60,32 +61,34 @@ def token_rows(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [row for row in rows if len(row) > 1]
 
 
-@torch.no_grad()
 def mean_nll(scorer: Scorer, rows: Sequence[Sequence[int]], device: torch.device) -> float:
-    """Return the mean negative log-probability of a token of some texts, but for the first of each.
+    """Return the mean negative log-probability of a token of some texts; arguments as for `text_nlls`."""
+    tokens = sum(len(row) - 1 for row in rows)
+    return float(text_nlls(scorer, rows, device).sum()) / max(tokens, 1)
+
+
+@torch.no_grad()
+def text_nlls(scorer: Scorer, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return the negative log-probability of each text but for its first token, (n,) float64 on the CPU.
 
     Args:
         scorer: of a model in eval mode.
-        rows: ids of each text, at least two; the longest together.
+        rows: ids of each text, at least two; those of like length are computed together.
         device: of the model.
     """
-    total, count = 0.0, 0
-    for batch in _batches(rows):
-        inputs = {name: value.to(device) for name, value in batch.model_inputs.items()}
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    for first in range(0, len(order), _ROWS):
+        some = order[first : first + _ROWS]
+        batch = text_batch([rows[number] for number in some])
         moved = batch._replace(
-            model_inputs=inputs,
+            model_inputs={name: value.to(device) for name, value in batch.model_inputs.items()},
             target_ids=batch.target_ids.to(device),
             target_positions=batch.target_positions.to(device),
         )
         logps, _ = score_targets(scorer, moved)
-        total, count = total - float(logps.double().sum()), count + len(logps)
-    return total / max(count, 1)
-
-
-def _batches(rows: Sequence[Sequence[int]]) -> Iterator[PairBatch]:
-    ordered = sorted(rows, key=len, reverse=True)
-    for first in range(0, len(ordered), _ROWS):
-        yield text_batch(ordered[first : first + _ROWS])
+        found[some] = torch.bincount(batch.target_sequences, -logps.cpu().double(), minlength=len(some))
+    return found
 
 
 def text_batch(rows: Sequence[Sequence[int]]) -> PairBatch:

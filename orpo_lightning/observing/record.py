@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import platform
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from orpo_lightning.errors import first_line
 from orpo_lightning.masking import mask_text
 from orpo_lightning.observing.files import write_whole
+from orpo_lightning.versions import versions_of
 
 RECORD = "record.json"
 MOST_WARNINGS = 200
@@ -90,11 +89,7 @@ def how_it_failed(error: BaseException) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a run depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return {"python": platform.python_version()} | versions_of(_PACKAGES)
 
 
 def read_record(path: Path) -> Mapping[str, Any]:

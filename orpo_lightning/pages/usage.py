@@ -7,9 +7,8 @@ import shlex
 from typing import Any
 
 from orpo_lightning.observing.run_files import RunFiles
-
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank."""
+from orpo_lightning.run_settings import settings_of
+from orpo_lightning.vllm_rules import max_lora_rank
 
 
 def usage(run: RunFiles) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def usage(run: RunFiles) -> dict[str, Any]:
 
     Nothing where no weights were saved, or the base model is not known.
     """
-    model = _settings(run, "model")
+    model = settings_of(run.config, "model")
     base = model.get("base_model")
     if "adapter" not in run.weights or not base:
         return {}
@@ -28,11 +27,6 @@ def usage(run: RunFiles) -> dict[str, Any]:
         "commands": _commands(str(run.folder)) + _serving(str(base), folder, run.name, model, whole),
         "remarks": _remarks(run, model),
     }
-
-
-def _settings(run: RunFiles, part: str) -> dict[str, Any]:
-    values = run.config.get(part) or {}
-    return dict(values.get("init_args") or values)
 
 
 def _code(base: str, folder: str, whole: bool) -> str:
@@ -67,15 +61,16 @@ def _serving(base: str, folder: str, name: str, model: dict[str, Any], whole: bo
         return [("serve it", f"vllm serve {shlex.quote(folder)}")]
     if _is_special(model):
         return [("serve it", "vllm serve merged")]
-    rank = next((rank for rank in _RANKS if rank >= int(model.get("lora_r") or 16)), _RANKS[-1])
+    rank = max_lora_rank(int(model.get("lora_r") or 16))
     modules = shlex.quote(f"{name}={folder}")
     line = f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {modules} --max-lora-rank {rank}"
     return [("serve it", line)]
 
 
 def _is_special(model: dict[str, Any]) -> bool:
-    """Tell whether an adapter is more than LoRA, which is all that vLLM takes."""
-    return model.get("lora_variant") == "dora" or bool(model.get("trainable_tokens"))
+    """Tell whether an adapter is more than LoRA, or larger, than vLLM takes."""
+    is_more = model.get("lora_variant") == "dora" or bool(model.get("trainable_tokens"))
+    return is_more or max_lora_rank(int(model.get("lora_r") or 16)) is None
 
 
 def _remarks(run: RunFiles, model: dict[str, Any]) -> list[str]:
