@@ -88,6 +88,15 @@ def fit(tiny_base: str, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -
     return words
 
 
+@pytest.fixture(scope="session")
+def whole(fit: Callable[..., list[Any]], forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = forks.run(fit("whole"), folder)
+    assert ended.code == 0, ended.err
+    return folder / "whole"
+
+
 # Faults from outside: one command line after the other, in this process, in a folder of its own.
 
 _GUARD = 100

@@ -16,9 +16,12 @@ from typing import Any
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
 import peft  # noqa: F401
-import tensorboard  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
+import torch.nn.attention.varlen  # noqa: F401
+import transformers.models.llama.modeling_llama
+import transformers.trainer_pt_utils  # noqa: F401
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tensorboard.backend.event_processing import event_accumulator  # noqa: F401
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from orpo_lightning import cli  # noqa: F401
 from orpo_lightning.__main__ import main

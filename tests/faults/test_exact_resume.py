@@ -79,23 +79,23 @@ def test_steps_that_were_logged_but_not_saved_stand_in_the_curves_once(
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_run_may_be_killed_again_and_again(fit: Fit, forks: Forks, tmp_path: Path) -> None:
-    assert forks.run(fit("whole"), tmp_path).code == 0
+def test_a_run_may_be_killed_again_and_again(whole: Path, fit: Fit, forks: Forks, tmp_path: Path) -> None:
     for step in (1, 2, 2, 5, 7):
         resume = [] if step == 1 else ["--resume=auto"]
         ended = forks.run(fit("killed", *resume, *strike("on_train_batch_start", step, "SIGKILL")), tmp_path)
         assert ended.code == -9, ended.err
     assert forks.run(fit("killed", "--resume=auto"), tmp_path).code == 0
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(whole, tmp_path / "killed")
 
 
-def test_a_validation_that_was_killed_is_done_again(fit: Fit, forks: Forks, tmp_path: Path) -> None:
-    assert forks.run(fit("whole"), tmp_path).code == 0
+def test_a_validation_that_was_killed_is_done_again(
+    whole: Path, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
     struck = strike("on_validation_batch_start", 4, "SIGKILL")
     assert forks.run(fit("killed", *struck), tmp_path).code == -9
     assert load(tmp_path / "killed")["global_step"] == 3
     assert forks.run(fit("killed", "--resume=auto"), tmp_path).code == 0
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    assert_same_end(whole, tmp_path / "killed")
 
 
 def test_a_run_that_has_ended_goes_on_when_it_may_take_more_steps(

@@ -12,10 +12,10 @@ from runs import SIGNALS, Forks, assert_same_end, load, run_ranks, strike
 
 Fit = Callable[..., list[Any]]
 
-# Phase: the hook, the steps done by then, and the step that is saved.
+# Phase: the hook, the steps done by then, and the step that is saved. Each begins where the one before ended.
 PHASES = {
-    "first micro-batch of a step": ("on_train_batch_start", 2, 3),
-    "second micro-batch of a step": ("on_before_zero_grad", 2, 3),
+    "first micro-batch of a step": ("on_train_batch_start", 0, 1),
+    "second micro-batch of a step": ("on_before_zero_grad", 1, 2),
     "the optimizer's step": ("on_before_optimizer_step", 2, 3),
     "a step before a validation": ("on_before_optimizer_step", 3, 4),
     "a validation": ("on_validation_batch_end", 4, 4),
@@ -24,27 +24,17 @@ PHASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole(fit: Fit, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole")
-    ended = forks.run(fit("whole"), folder)
-    assert ended.code == 0, ended.err
-    return folder / "whole"
-
-
-@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_signal_ends_the_run_at_the_next_step_and_it_goes_on_to_the_same_end(
-    name: str, phase: str, whole: Path, fit: Fit, forks: Forks, tmp_path: Path
+def test_a_signal_in_each_phase_ends_the_run_at_the_next_step_and_it_goes_on_to_the_same_end(
+    name: str, whole: Path, fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
-    hook, done, saved = PHASES[phase]
-    rarely = [] if hook == "on_save_checkpoint" else ["--save_every=50"]
-    ended = forks.run(fit("run", *rarely, *strike(hook, done, name)), tmp_path)
-    assert ended.code == 128 + SIGNALS[name], ended.err
-    assert f"{name}: stopped after step {saved}, saved in run/checkpoints/last.ckpt" in ended.out
-    assert "Traceback" not in ended.err
-    assert load(tmp_path / "run")["global_step"] == saved
+    for phase, (hook, done, saved) in PHASES.items():
+        rarely = [] if hook == "on_save_checkpoint" else ["--save_every=50"]
+        ended = forks.run(fit("run", "--resume=auto", *rarely, *strike(hook, done, name)), tmp_path)
+        assert ended.code == 128 + SIGNALS[name], f"{phase}: {ended.err}"
+        assert f"{name}: stopped after step {saved}, saved in run/checkpoints/last.ckpt" in ended.out, phase
+        assert "Traceback" not in ended.err, phase
+        assert load(tmp_path / "run")["global_step"] == saved, phase
     ended = forks.run(fit("run", "--resume=auto"), tmp_path)
     assert ended.code == 0, ended.err
     assert_same_end(whole, tmp_path / "run")
