@@ -18,11 +18,11 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
-from orpo_lightning.conversation import Conversation, printable
 from orpo_lightning.data.prompts import Prompt
-from orpo_lightning.generation import Answer, Answerer, Sampling
 from orpo_lightning.modeling import add_lora, load_base
-from orpo_lightning.trained import find, load
+from orpo_lightning.using.conversation import Conversation, printable
+from orpo_lightning.using.generation import Answer, Answerer, Sampling
+from orpo_lightning.using.trained import find, load
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "quickstart" / "model")

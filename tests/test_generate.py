@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
-from orpo_lightning import answer_file
 from orpo_lightning.__main__ import main
 from orpo_lightning.data.prompts import Prompt
-from orpo_lightning.generation import Answerer, Sampling
 from orpo_lightning.modeling import add_lora, load_base
+from orpo_lightning.using import answer_file
+from orpo_lightning.using.generation import Answerer, Sampling
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["the", "an the other thing is on", "a" * 9, "You and the others", "i", "what is it then, you?", "or"]

@@ -14,7 +14,7 @@ from orpo_lightning.data.prompts import Prompt, PromptEncoder, read_prompt
 from orpo_lightning.data.records import to_record
 from orpo_lightning.data.tokenization import pairs_of, tokenize_records
 from orpo_lightning.errors import DataError, UsageError
-from orpo_lightning.generation import Answerer, Sampling
+from orpo_lightning.using.generation import Answerer, Sampling
 
 TOKENIZER = tiny_tokenizer("chatml")
 TURNS = [{"role": "user", "content": "the thing"}]

@@ -17,13 +17,13 @@ from test_trained import as_run, sums
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from orpo_lightning import merge_proof
 from orpo_lightning.__main__ import main
 from orpo_lightning.errors import CheckpointError, UsageError
-from orpo_lightning.merge_proof import Difference, answer_logps, check
-from orpo_lightning.merging import choose_onto, load_adapted, merge, save
 from orpo_lightning.modeling import add_lora, load_base
-from orpo_lightning.trained import Trained, find, load
+from orpo_lightning.using import merge_proof
+from orpo_lightning.using.merge_proof import Difference, answer_logps, check
+from orpo_lightning.using.merging import choose_onto, load_adapted, merge, save
+from orpo_lightning.using.trained import Trained, find, load
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(6, 100)
@@ -243,7 +243,7 @@ def test_a_folder_that_is_there_is_never_overwritten(
 def test_a_merge_that_is_wrong_ends_with_an_error_and_its_folder_aside(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from orpo_lightning import merging
+    from orpo_lightning.using import merging
 
     def off(adapted: Any, dtype: torch.dtype) -> Any:
         model = merge(adapted, dtype)

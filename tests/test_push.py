@@ -19,11 +19,11 @@ from test_trained import as_run
 from tiny_models import save_tiny_mistral
 from writable_hub import WritableHub
 
-from orpo_lightning.cards import parted
 from orpo_lightning.commands.push import main
-from orpo_lightning.pushing import pack
-from orpo_lightning.sealed_folder import check_seal
-from orpo_lightning.trained import find
+from orpo_lightning.using.cards import parted
+from orpo_lightning.using.pushing import pack
+from orpo_lightning.using.sealed_folder import check_seal
+from orpo_lightning.using.trained import find
 
 ROOT = Path(__file__).parent.parent
 BASE, REPO = "maker/tiny-base", "me/tiny-orpo"

@@ -22,10 +22,10 @@ from orpo_lightning.__main__ import main
 from orpo_lightning.data.template_calls import ChatTemplate
 from orpo_lightning.data.templates import TEMPLATES, read_template
 from orpo_lightning.modeling import add_lora, load_base
-from orpo_lightning.ollama import modelfile, parts_of
-from orpo_lightning.serving import vllm_refusals
-from orpo_lightning.trained import find
-from orpo_lightning.vllm_rules import RANKS, max_lora_rank, refusals, warnings
+from orpo_lightning.using.ollama import modelfile, parts_of
+from orpo_lightning.using.serving import vllm_refusals
+from orpo_lightning.using.trained import find
+from orpo_lightning.using.vllm_rules import RANKS, max_lora_rank, refusals, warnings
 
 ROOT = Path(__file__).parent.parent
 BASE = str(ROOT / "configs" / "quickstart" / "model")

@@ -15,7 +15,7 @@ from test_export import fit
 from tiny_models import save_tiny_mistral, tiny_model, tiny_tokenizer
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.trained import Trained, find, load
+from orpo_lightning.using.trained import Trained, find, load
 
 PAIRS = random_pairs(4, 100)
 

@@ -11,10 +11,10 @@ import lightning
 import torch
 
 from orpo_lightning.callbacks.model_card import model_card
-from orpo_lightning.model_files import TRAINING
 from orpo_lightning.modeling import causal_model
-from orpo_lightning.sealed_folder import bring_back, staged
 from orpo_lightning.sharding import is_sharded, whole_weights
+from orpo_lightning.using.model_files import TRAINING
+from orpo_lightning.using.sealed_folder import bring_back, staged
 
 log = logging.getLogger(__name__)
 _ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"

@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning
 
-from orpo_lightning.cards import Card, code, versions
 from orpo_lightning.metrics import interval_words
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.using.cards import Card, code, versions
 
 
 def model_card(trainer: lightning.Trainer, module: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_lightning.conversation import Conversation
+    from orpo_lightning.using.conversation import Conversation
 
 HELP = """usage: orpo-lightning chat MODEL [OPTIONS]
 
@@ -51,8 +51,8 @@ def main(args: list[str]) -> int:
 
 def _chat(args: list[str]) -> int:
     from orpo_lightning.commands.words import Words
-    from orpo_lightning.generation import Sampling
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.generation import Sampling
+    from orpo_lightning.using.trained import find
 
     words = Words("chat")
     words.add_model()
@@ -76,12 +76,12 @@ def _chat(args: list[str]) -> int:
 
 
 def _begin(trained: Any, options: Any, sampling: Any) -> Conversation:
-    from orpo_lightning.conversation import Conversation
     from orpo_lightning.data.templates import TEMPLATES, read_template
     from orpo_lightning.errors import UsageError
-    from orpo_lightning.generation import Answerer
     from orpo_lightning.masking import mask_text
-    from orpo_lightning.trained import load
+    from orpo_lightning.using.conversation import Conversation
+    from orpo_lightning.using.generation import Answerer
+    from orpo_lightning.using.trained import load
 
     loaded = load(trained, accelerator=options.accelerator)
     if options.chat_template is not None:

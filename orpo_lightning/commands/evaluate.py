@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orpo_lightning.judging.evaluation import Asked, Said
     from orpo_lightning.judging.pairs import HeldOut
     from orpo_lightning.judging.verdicts import Judge
-    from orpo_lightning.trained import Trained
+    from orpo_lightning.using.trained import Trained
 
 HELP = """usage: orpo-lightning evaluate MODEL [--pairs SOURCE ...] [--against OTHER] [--judge JUDGE]
 
@@ -143,24 +143,22 @@ def _report(args: list[str], options: Namespace) -> tuple[dict[str, Any], Path]:
 def _models(options: Namespace) -> list[Trained]:
     """Return the model and the one to compare with, before anything of either is read."""
     from orpo_lightning.errors import UsageError
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.trained import find
 
     trust = {"trust_remote_code": options.trust_remote_code}
     first = find(options.model, base=options.base, quantization=options.quantization, **trust)
     if options.against is None:
         if options.judge is not None and first.adapter is None:
-            raise UsageError(
-                "--judge: a whole model alone has no opponent: name one, --against"
-            )
+            raise UsageError("--judge: a whole model alone has no opponent: name one, --against")
         return [first]
     return [first, find(options.against, **trust)]
 
 
 def _asked(options: Namespace, held: HeldOut) -> Asked:
-    from orpo_lightning.generation import Sampling
     from orpo_lightning.judging.evaluation import Asked
     from orpo_lightning.judging.pairs import questions
     from orpo_lightning.observing.canary import read_texts, token_rows
+    from orpo_lightning.using.generation import Sampling
 
     # Of four prompts in a row one is answered differently, or training has hardly changed anything.
     count = max(options.judge_prompts if options.judge else 0, 4 * options.samples)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_lightning.serving import Served
-    from orpo_lightning.trained import Trained
+    from orpo_lightning.using.serving import Served
+    from orpo_lightning.using.trained import Trained
 
 HELP = """usage: orpo-lightning export MODEL --out DIR [--gguf [TYPE]] [OPTIONS]
 
@@ -39,8 +39,8 @@ def main(args: list[str]) -> int:
 
 def _export(args: list[str]) -> int:
     from orpo_lightning.errors import UsageError
-    from orpo_lightning.gguf import find_converter
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.gguf import find_converter
+    from orpo_lightning.using.trained import find
 
     options = _parse(args)
     folder = Path(options.out).expanduser()
@@ -61,7 +61,7 @@ def _export(args: list[str]) -> int:
 
 def _parse(args: list[str]) -> Any:
     from orpo_lightning.commands.words import Words
-    from orpo_lightning.gguf import TYPES
+    from orpo_lightning.using.gguf import TYPES
 
     words = Words("export")
     words.add_argument("model", metavar="MODEL")
@@ -74,10 +74,10 @@ def _parse(args: list[str]) -> Any:
 
 
 def _write(trained: Trained, folder: Path, options: Any, converter: list[str]) -> None:
-    from orpo_lightning.gguf import convert
     from orpo_lightning.masking import mask_text
-    from orpo_lightning.sealed_folder import staged
-    from orpo_lightning.serving import use_md, vllm_refusals
+    from orpo_lightning.using.gguf import convert
+    from orpo_lightning.using.sealed_folder import staged
+    from orpo_lightning.using.serving import use_md, vllm_refusals
 
     with staged(folder, "what is exported", "name a folder on another disk with --out") as staging:
         staging.mkdir(parents=True)
@@ -95,10 +95,10 @@ def _write(trained: Trained, folder: Path, options: Any, converter: list[str]) -
 def _serve(trained: Trained, folder: Path, staging: Path) -> tuple[Served, str]:
     """Write what the servers read; return it with its place in the end, and what is missing."""
     from orpo_lightning import modeling
-    from orpo_lightning.generation import context_length_of, named_stop_ids, writable
-    from orpo_lightning.ollama import modelfile
-    from orpo_lightning.serving import Served
-    from orpo_lightning.trained import generation_settings, tokenizer_of
+    from orpo_lightning.using.model_limits import context_length_of, named_stop_ids, writable
+    from orpo_lightning.using.ollama import modelfile
+    from orpo_lightning.using.serving import Served
+    from orpo_lightning.using.trained import generation_settings, tokenizer_of
 
     where: dict[str, Any] = {"revision": trained.revision, "trust_remote_code": trained.trust_remote_code}
     config, tokenizer = modeling.load_config(trained.base, **where), tokenizer_of(trained)

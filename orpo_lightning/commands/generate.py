@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from orpo_lightning import __version__
 
 if TYPE_CHECKING:
-    from orpo_lightning.answer_file import Asked
-    from orpo_lightning.generation import Answer, Sampling
-    from orpo_lightning.trained import Loaded, Trained
+    from orpo_lightning.using.answer_file import Asked
+    from orpo_lightning.using.generation import Answer, Sampling
+    from orpo_lightning.using.trained import Loaded, Trained
 
 HELP = """usage: orpo-lightning generate MODEL --prompts FILE.jsonl --out FILE.jsonl [OPTIONS]
 
@@ -52,10 +52,10 @@ def main(args: list[str]) -> int:
 
 
 def _generate(args: list[str]) -> int:
-    from orpo_lightning.answer_file import read_prompts, write_rows
     from orpo_lightning.errors import UsageError
-    from orpo_lightning.generation import Sampling
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.answer_file import read_prompts, write_rows
+    from orpo_lightning.using.generation import Sampling
+    from orpo_lightning.using.trained import find
 
     options = _parse(args)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed).check()
@@ -102,12 +102,12 @@ def _answered(
     trained: Trained, asked: list[Asked], sampling: Sampling, options: Any, out: Path | None
 ) -> list[dict[str, Any]]:
     """Return the rows with their answers."""
-    from orpo_lightning.answer_file import KEYS, Plan, answer_all
     from orpo_lightning.data.prompts import describe
     from orpo_lightning.data.templates import read_template
     from orpo_lightning.errors import DataError, SurroundingsError, is_out_of_memory
-    from orpo_lightning.generation import Answerer
-    from orpo_lightning.trained import load
+    from orpo_lightning.using.answer_file import KEYS, Plan, answer_all
+    from orpo_lightning.using.generation import Answerer
+    from orpo_lightning.using.trained import load
 
     loaded = load(trained, accelerator=options.accelerator)
     if options.chat_template is not None:
@@ -160,7 +160,7 @@ def _of_both(
 
 def _settings(trained: Trained, loaded: Loaded, options: Any) -> dict[str, Any]:
     """Return what decides answers besides prompts and sampling; of local weights, when they were written."""
-    from orpo_lightning.trained import weight_files
+    from orpo_lightning.using.trained import weight_files
 
     return {
         "package": __version__,

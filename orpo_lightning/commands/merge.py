@@ -12,8 +12,8 @@ from orpo_lightning import __version__
 if TYPE_CHECKING:
     from orpo_lightning.batching.base import TokenizedPair
     from orpo_lightning.hardware import Choice
-    from orpo_lightning.merge_proof import Difference
-    from orpo_lightning.trained import Trained
+    from orpo_lightning.using.merge_proof import Difference
+    from orpo_lightning.using.trained import Trained
 
 HELP = """usage: orpo-lightning merge MODEL --out FOLDER [--onto WEIGHTS] [--dtype TYPE] [--json] [OPTIONS]
 
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
 
 def _merge(args: list[str]) -> int:
     from orpo_lightning.errors import UsageError
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.trained import find
 
     options = _parse(args)
     folder = Path(options.out).expanduser()
@@ -120,9 +120,9 @@ def _prepare(trained: Trained, options: Any) -> _Work:
     import torch
 
     from orpo_lightning import hardware, modeling
-    from orpo_lightning.merging import choose_dtype, choose_onto
-    from orpo_lightning.proof_pairs import proof_pairs
-    from orpo_lightning.trained import tokenizer_of
+    from orpo_lightning.using.merging import choose_dtype, choose_onto
+    from orpo_lightning.using.proof_pairs import proof_pairs
+    from orpo_lightning.using.trained import tokenizer_of
 
     config = modeling.load_config(
         trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code
@@ -137,10 +137,16 @@ def _prepare(trained: Trained, options: Any) -> _Work:
 
 def _carry_out(work: _Work, folder: Path, max_shard_size: str) -> dict[str, Any]:
     """Merge, write, prove; return what merge.json says."""
-    from orpo_lightning.generation import Answerer
-    from orpo_lightning.merge_proof import BOUNDS, Difference, answer_logps, answer_logps_of_folder, check
-    from orpo_lightning.merging import DTYPES, load_adapted, merge, save
-    from orpo_lightning.sealed_folder import staged
+    from orpo_lightning.using.generation import Answerer
+    from orpo_lightning.using.merge_proof import (
+        BOUNDS,
+        Difference,
+        answer_logps,
+        answer_logps_of_folder,
+        check,
+    )
+    from orpo_lightning.using.merging import DTYPES, load_adapted, merge, save
+    from orpo_lightning.using.sealed_folder import staged
 
     trained, onto, dtype = work.trained, work.onto.value, DTYPES[work.dtype.value]
     as_trained = _logps_as_trained(work) if trained.quantization != "none" or onto == "dequantized" else None
@@ -171,8 +177,8 @@ def _aside(folder: Path) -> Path:
 
 def _logps_as_trained(work: _Work) -> list[float]:
     """Return the log-probabilities on the weights it was trained on, which are not kept in memory."""
-    from orpo_lightning.merge_proof import answer_logps
-    from orpo_lightning.trained import load
+    from orpo_lightning.using.merge_proof import answer_logps
+    from orpo_lightning.using.trained import load
 
     kind = {"cuda": "gpu"}.get(work.device.type, work.device.type)
     found = answer_logps(load(work.trained, accelerator=kind).model, work.pairs)
@@ -182,7 +188,7 @@ def _logps_as_trained(work: _Work) -> list[float]:
 
 def _facts(work: _Work, difference: Difference, other_base: Difference | None) -> dict[str, Any]:
     from orpo_lightning.masking import mask_text
-    from orpo_lightning.merge_proof import BOUNDS
+    from orpo_lightning.using.merge_proof import BOUNDS
 
     trained = work.trained
     return {
@@ -201,7 +207,7 @@ def _facts(work: _Work, difference: Difference, other_base: Difference | None) -
 
 
 def _card(work: _Work, facts: dict[str, Any]) -> str:
-    from orpo_lightning.cards import Card, versions
+    from orpo_lightning.using.cards import Card, versions
 
     found = facts["difference"]
     rows = [

@@ -36,8 +36,8 @@ def main(args: list[str]) -> int:
 
 def _push(args: list[str]) -> int:
     from orpo_lightning.masking import mask_text
-    from orpo_lightning.pushing import pack, send
-    from orpo_lightning.trained import find
+    from orpo_lightning.using.pushing import pack, send
+    from orpo_lightning.using.trained import find
 
     options = _parse(args)
     trained = find(options.model, trust_remote_code=options.trust_remote_code)

@@ -98,9 +98,7 @@ def require_own_sampler(trainer: Any) -> None:
         )
 
 
-def refuse_late_validation(
-    trainer: Any, pairs: int, steps: Mapping[str, int], *, has_budget: bool
-) -> None:
+def refuse_late_validation(trainer: Any, pairs: int, steps: Mapping[str, int], *, has_budget: bool) -> None:
     """Stop where the first validation would come after the end of a pass, before a model is loaded for it.
 
     Args:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orpo_lightning.generation import Answerer, Sampling
 from orpo_lightning.judging.kept import Kept, key_of
 from orpo_lightning.judging.pairs import Question
 from orpo_lightning.judging.progress import Progress
 from orpo_lightning.judging.scoring import Sides
-from orpo_lightning.trained import Trained, weight_files
+from orpo_lightning.using.generation import Answerer, Sampling
+from orpo_lightning.using.trained import Trained, weight_files
 
 _BATCH = 16
 

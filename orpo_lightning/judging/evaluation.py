@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.generation import Sampling
 from orpo_lightning.judging import calibration
 from orpo_lightning.judging.answers import write_answers
 from orpo_lightning.judging.buckets import buckets_of
@@ -19,7 +18,8 @@ from orpo_lightning.judging.figures import Array, Scores, of_buckets, of_change,
 from orpo_lightning.judging.kept import Kept
 from orpo_lightning.judging.pairs import HeldOut, Question
 from orpo_lightning.judging.scoring import Sides, score_pairs, sides_of
-from orpo_lightning.trained import Trained, load
+from orpo_lightning.using.generation import Sampling
+from orpo_lightning.using.trained import Trained, load
 
 AGAINST = "against"
 """The name of the model to compare with; the others are base and adapter, or model."""

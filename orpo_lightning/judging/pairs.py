@@ -12,7 +12,7 @@ from orpo_lightning.data.splits import sample
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import UsageError
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.trained import Trained, tokenizer_of
+from orpo_lightning.using.trained import Trained, tokenizer_of
 
 
 class HeldOut(NamedTuple):

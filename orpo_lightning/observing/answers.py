@@ -7,8 +7,9 @@ from typing import Any
 
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.data.token_rules import leading_ids
-from orpo_lightning.generation import context_length_of, continued
 from orpo_lightning.modeling import causal_model
+from orpo_lightning.using.generation import continued
+from orpo_lightning.using.model_limits import context_length_of
 
 _SHOWN = 2000
 

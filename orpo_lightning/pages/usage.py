@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_lightning.observing.run_files import RunFiles
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.vllm_rules import max_lora_rank
+from orpo_lightning.using.vllm_rules import max_lora_rank
 
 
 def usage(run: RunFiles) -> dict[str, Any]:

@@ -59,9 +59,7 @@ def _read_explicit(row: Row, where: str) -> PreferenceRecord:
     prompt, chosen, rejected = (
         check_text(need(row, key, where), f"{where}: {key}") for key in ("prompt", *ANSWERS)
     )
-    return PreferenceRecord(
-        prompt, chosen, rejected, where, margin=margin(row), agreement=agreement(row)
-    )
+    return PreferenceRecord(prompt, chosen, rejected, where, margin=margin(row), agreement=agreement(row))
 
 
 def _is_implicit(row: Row) -> bool:

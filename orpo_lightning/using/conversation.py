@@ -11,7 +11,7 @@ from typing import Any
 from orpo_lightning.data.messages import Message, user_turn
 from orpo_lightning.data.prompts import Prompt
 from orpo_lightning.errors import DataError, UserError, first_line
-from orpo_lightning.generation import Answer, Answerer, Sampling
+from orpo_lightning.using.generation import Answer, Answerer, Sampling
 
 COMMANDS = """/reset         forget what was said
 /system TEXT   say this to the model before everything else; without TEXT, nothing

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from orpo_lightning.model_files import ADAPTER_CONFIG, adapter_config
-from orpo_lightning.trained import Trained
-from orpo_lightning.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
+from orpo_lightning.using.model_files import ADAPTER_CONFIG, adapter_config
+from orpo_lightning.using.trained import Trained
+from orpo_lightning.using.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
 
 
 class Served(NamedTuple):

@@ -15,7 +15,7 @@ from orpo_lightning.data.rendering import Texts
 from orpo_lightning.data.token_rules import StopRule
 from orpo_lightning.errors import UserError, first_line
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.trained import Trained
+from orpo_lightning.using.trained import Trained
 
 log = logging.getLogger(__name__)
 _TEXTS = Path(__file__).parent / "data" / "proof_texts.json"

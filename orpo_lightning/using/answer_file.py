@@ -22,7 +22,7 @@ from orpo_lightning.data.prompts import Prompt, read_prompt
 from orpo_lightning.data.readers import read_file
 from orpo_lightning.errors import DataError, UsageError
 from orpo_lightning.full_disk import full_disk, is_full
-from orpo_lightning.generation import Answer, Answerer, Sampling
+from orpo_lightning.using.generation import Answer, Answerer, Sampling
 
 KEYS = ("answer", "base_answer")
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_lightning.cards import parted, table, with_metadata
 from orpo_lightning.data.hub_errors import is_refused, is_unreachable, kinds
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hub_access import with_retries
-from orpo_lightning.model_files import ADAPTER_CONFIG
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.sealed_folder import MANIFEST, check_seal, digest_of_bytes
-from orpo_lightning.trained import Trained
+from orpo_lightning.using.cards import parted, table, with_metadata
+from orpo_lightning.using.model_files import ADAPTER_CONFIG
+from orpo_lightning.using.sealed_folder import MANIFEST, check_seal, digest_of_bytes
+from orpo_lightning.using.trained import Trained
 
 _UNKNOWN = "not known"
 

@@ -10,9 +10,16 @@ import torch
 
 from orpo_lightning import hardware, modeling
 from orpo_lightning.errors import SurroundingsError, UsageError
-from orpo_lightning.model_files import ADAPTER_CONFIG, TRAINING, adapter_config, fetched, file_of, json_of
 from orpo_lightning.modeling import Quantization
 from orpo_lightning.run_settings import settings_of
+from orpo_lightning.using.model_files import (
+    ADAPTER_CONFIG,
+    TRAINING,
+    adapter_config,
+    fetched,
+    file_of,
+    json_of,
+)
 
 
 class Trained(NamedTuple):

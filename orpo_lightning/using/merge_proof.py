@@ -78,7 +78,7 @@ def answer_logps_of_folder(
     with tempfile.TemporaryDirectory(prefix="orpo-proof-") as scratch:
         asked, answered = Path(scratch, "pairs.json"), Path(scratch, "logps.json")
         asked.write_text(json.dumps([list(pair) for pair in pairs]))
-        code = "from orpo_lightning.merge_proof import main; main()"
+        code = "from orpo_lightning.using.merge_proof import main; main()"
         words = [str(folder), str(asked), str(answered), str(device), str(int(trust_remote_code))]
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False

@@ -8,9 +8,9 @@ import torch
 
 from orpo_lightning import modeling
 from orpo_lightning.errors import CheckpointError, SurroundingsError, UsageError, first_line
-from orpo_lightning.generation import writable
 from orpo_lightning.hardware import Choice
-from orpo_lightning.trained import Trained, add_adapter
+from orpo_lightning.using.model_limits import writable
+from orpo_lightning.using.trained import Trained, add_adapter
 
 Onto = Literal["full", "dequantized"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
