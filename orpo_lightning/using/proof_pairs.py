@@ -18,7 +18,7 @@ from orpo_lightning.run_settings import settings_of
 from orpo_lightning.using.trained import Trained
 
 log = logging.getLogger(__name__)
-_TEXTS = Path(__file__).parent / "data" / "proof_texts.json"
+_TEXTS = Path(__file__).with_name("proof_texts.json")
 
 
 class ProofPairs(NamedTuple):
