@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orpo_lightning.errors import CheckpointError, first_line
 from orpo_lightning.full_disk import free_bytes, full_disk, is_full
+from orpo_lightning.whole_files import sync
 
 DIGEST = "digest"
 """Key of the digest in a checkpoint."""
@@ -140,13 +141,3 @@ def size_of(content: Any) -> int:
     if isinstance(content, Mapping):
         return sum(map(size_of, content.values()))
     return sum(map(size_of, content)) if isinstance(content, (list, tuple)) else 0
-
-
-def sync(path: Path) -> None:
-    """See a file or a folder onto the disk, so that it outlives a power cut; where the file system can."""
-    with suppress(OSError):
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

@@ -17,7 +17,7 @@ from orpo_lightning.errors import (
     is_broken_connection,
     is_out_of_memory,
 )
-from orpo_lightning.full_disk import free_space
+from orpo_lightning.full_disk import RUN_ELSEWHERE, free_space
 from orpo_lightning.stop_signals import Stopped
 
 _LONGEST = 600
@@ -144,7 +144,7 @@ def _disk_line(error: OSError) -> str:
         place = _run_folder()  # a write says of no file that it was to it
     if error.errno in _FULL:
         free = free_space(Path(place))
-        return f"{what}: {place}, free are {free}; make room, or set --run_dir to another disk"
+        return f"{what}: {place}, free are {free}; make room, or {RUN_ELSEWHERE}"
     advice = "; set --run_dir to a folder that can be written" if error.errno in _DISK_AND_RIGHTS else ""
     return f"{what}: {place}{advice}"
 

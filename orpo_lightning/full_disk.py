@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orpo_lightning.errors import SurroundingsError
 
+RUN_ELSEWHERE = "set --run_dir to another disk"
+WRITE_ELSEWHERE = "name another disk with --out"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -42,6 +46,21 @@ def full_disk(path: Path, what: str, advice: str, needed: int | None = None) -> 
     )
 
 
+@contextmanager
+def room_for(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Let the error of a disk that is full say what did not fit; the arguments are those of `full_disk`.
+
+    Raises:
+        SurroundingsError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:  # weights are written in Rust, which has errors of its own
+        if is_full(error):
+            raise full_disk(path, what, advice) from error
+        raise
+
+
 def check_room(folder: Path, needed: int) -> None:
     """Stop before training where the disk has no room for what the run will write.
 
@@ -56,7 +75,7 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise SurroundingsError(
             f"not enough room in {folder}: the checkpoints and the adapter need {_words(needed)}, free are "
-            f"{_words(free)}; make room or set --run_dir to another disk"
+            f"{_words(free)}; make room, or {RUN_ELSEWHERE}"
         )
 
 

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.full_disk import RUN_ELSEWHERE, full_disk, is_full
 from orpo_lightning.masking import mask_text
 
 
@@ -34,7 +34,7 @@ class RunLogHandler(logging.FileHandler):
         self.close()
         if error is not None and is_full(error):
             file = Path(self.baseFilename)
-            raise full_disk(file, "the log", "set --run_dir to another disk") from error
+            raise full_disk(file, "the log", RUN_ELSEWHERE) from error
         super().handleError(record)
 
     def close(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.cli import SaveConfigCallback
 
-from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.full_disk import RUN_ELSEWHERE
 from orpo_lightning.masking import mask
+from orpo_lightning.whole_files import whole_file
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -37,14 +37,6 @@ class SaveRunConfig(SaveConfigCallback):
             SurroundingsError: the disk is full; the file that was there is still there.
         """
         path = Path(self.config.run_dir) / "config.yaml"
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
         settings = {"skip_none": False, "overwrite": True, "multifile": False, "skip_validation": True}
-        try:
+        with whole_file(path, "the configuration", RUN_ELSEWHERE) as staging:
             self.parser.save(mask(self.config), str(staging), **settings)
-            staging.replace(path)
-        except OSError as error:
-            if is_full(error):
-                raise full_disk(path, "the configuration", "set --run_dir to another disk") from error
-            raise
-        finally:
-            staging.unlink(missing_ok=True)

@@ -88,6 +88,7 @@ FLOORS = {
     "run_log": 0,
     "masking": 0,
     "full_disk": 0,
+    "whole_files": 0,
     "safe_config": 3,
     "saved_config": 3,
     "hub_access": 1,

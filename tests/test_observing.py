@@ -16,11 +16,10 @@ import torch
 
 from orpo_lightning.batching.packing import FILLER
 from orpo_lightning.errors import DataError, DivergedError, SurroundingsError
-from orpo_lightning.observing import files
 from orpo_lightning.observing.answers import markdown_table
 from orpo_lightning.observing.canary import GENERAL, MOST_TEXTS, read_texts, text_batch
 from orpo_lightning.observing.displacement import Change, meaning, sentence
-from orpo_lightning.observing.files import append_line, cut_lines, read_lines
+from orpo_lightning.observing.files import append_values, cut_lines, read_lines
 from orpo_lightning.observing.plots import layout
 from orpo_lightning.observing.record import RunRecord, WarningsOf, how_it_failed, read_record
 from orpo_lightning.observing.scored_pairs import ScoredPairs, scored_pairs
@@ -37,7 +36,7 @@ def test_lines_are_json_and_come_back_as_they_were(tmp_path: Path) -> None:
         {"step": 2, "a": -math.inf, "b": math.nan},
     ]
     for row in rows:
-        append_line(file, row, "the file")
+        append_values(file, row, "the file")
     first, second = map(json.loads, file.read_text().splitlines())
     assert first == {"step": 1, "a": 0.1, "b": "Infinity", "text": "ü\n|"}
     assert second == {"step": 2, "a": "-Infinity", "b": "NaN"}
@@ -50,11 +49,11 @@ def test_lines_are_json_and_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_a_line_that_a_kill_cut_short_is_left_out_and_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "curves.jsonl"
-    append_line(file, {"step": 1}, "the file")
+    append_values(file, {"step": 1}, "the file")
     with file.open("a") as stream:
         stream.write('{"step": 2, "los')
     assert read_lines(file) == [{"step": 1}]
-    append_line(file, {"step": 3}, "the file")  # of a test, which cuts nothing
+    append_values(file, {"step": 3}, "the file")  # of a test, which cuts nothing
     assert read_lines(file) == [{"step": 1}, {"step": 3}]
     cut_lines(file, None)
     assert file.read_text() == '{"step": 1}\n{"step": 3}\n'
@@ -63,7 +62,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_cut_off(tmp_path: Path) ->
 def test_lines_from_a_step_on_are_cut_off_and_those_before_stay_as_they_are(tmp_path: Path) -> None:
     file = tmp_path / "curves.jsonl"
     for step in (5, 10, 10, 15, 20):
-        append_line(file, {"step": step, "x": 1 / 3}, "the file")
+        append_values(file, {"step": step, "x": 1 / 3}, "the file")
     before = file.read_bytes().splitlines(keepends=True)
     cut_lines(file, 15)
     assert file.read_bytes() == b"".join(before[:3])
@@ -77,12 +76,11 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "a.json").write_text("old")
-    monkeypatch.setattr(files.Path, "write_bytes", full)
-    monkeypatch.setattr(files.Path, "open", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(SurroundingsError, match=r"the disk is full: the record .*a\.json.*free are"):
-        files.write_whole(tmp_path / "a.json", b"new", "the record")
+        RunRecord(tmp_path / "a.json").write()
     with pytest.raises(SurroundingsError, match=r"the disk is full: the curves .*b\.jsonl"):
-        append_line(tmp_path / "b.jsonl", {"step": 1}, "the curves")
+        append_values(tmp_path / "b.jsonl", {"step": 1}, "the curves")
     monkeypatch.undo()
     assert (tmp_path / "a.json").read_text() == "old"
 

@@ -12,7 +12,7 @@ from orpo_lightning.errors import SurroundingsError, first_line
 from orpo_lightning.observing.defaults import defaults
 from orpo_lightning.observing.run_files import read_run
 from orpo_lightning.observing.summary import summary
-from orpo_lightning.pages.files import write_page
+from orpo_lightning.pages.files import write_text
 from orpo_lightning.pages.report_page import report_page
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class RunReport(lightning.Callback):
         path = Path(trainer.default_root_dir) / PAGE
         try:
             run = read_run(path.parent)
-            write_page(path, report_page([run], [summary(run, defaults())]))
+            write_text(path, report_page([run], [summary(run, defaults())]))
         except Exception as error:  # whatever it is: the run is done, its weights are saved
             with suppress(SurroundingsError):  # the log is on the disk that is full
                 log.debug("traceback", exc_info=error)

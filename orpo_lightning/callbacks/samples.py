@@ -11,7 +11,7 @@ import lightning
 from orpo_lightning.callbacks.boundaries import at_boundary
 from orpo_lightning.errors import UsageError, first_line
 from orpo_lightning.observing.answers import greedy, markdown_table, prompt_ids, stop_ids
-from orpo_lightning.observing.files import append_line, cut_lines
+from orpo_lightning.observing.files import append_values, cut_lines
 from orpo_lightning.observing.tensorboard import writer_of
 from orpo_lightning.observing.undisturbed import as_base, undisturbed
 from orpo_lightning.sharding import is_sharded
@@ -161,7 +161,7 @@ class Samples(lightning.Callback):
             for index, texts in enumerate(columns)
         ]
         for row in rows if not trainer.fast_dev_run else ():  # type: ignore[attr-defined]
-            append_line(Path(trainer.default_root_dir) / SAMPLES, row, "the file of answers")
+            append_values(Path(trainer.default_root_dir) / SAMPLES, row, "the file of answers")
         if (writer := writer_of(trainer)) is not None:
             writer.add_text("samples", markdown_table(rows), step)
         self._before, self._step = now, step

@@ -225,10 +225,10 @@ def _numbers(options: Namespace, folder: Path) -> Path:
 def _write(folder: Path, numbers: Path, report: dict[str, Any]) -> list[Path]:
     """Write page and numbers; return the files."""
     from orpo_lightning.pages.evaluate_page import evaluate_page
+    from orpo_lightning.pages.files import write_text
 
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "evaluation.html"
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    numbers.write_text(text + "\n", encoding="utf-8")
-    page.write_text(evaluate_page(report), encoding="utf-8")
+    write_text(numbers, text + "\n")
+    write_text(page, evaluate_page(report))
     return [page, numbers]

@@ -100,11 +100,11 @@ def _sentences(report: dict[str, Any]) -> list[str]:
 
 
 def _write(out: str, report: dict[str, Any]) -> list[Path]:
+    from orpo_lightning.pages.files import write_text
     from orpo_lightning.pages.find_lr_page import find_lr_page
 
     folder = Path(out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     page, numbers = folder / "find-lr.html", folder / "find-lr.json"
-    page.write_text(find_lr_page(report, _sentences(report)), encoding="utf-8")
-    numbers.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(page, find_lr_page(report, _sentences(report)))
+    write_text(numbers, json.dumps(report, indent=1) + "\n")
     return [page, numbers]

@@ -133,12 +133,12 @@ def _settings(cli: DataCLI) -> dict[str, Any]:
 
 def _write(folder: Path, report: dict[str, Any], cli: DataCLI) -> list[Path]:
     """Write page, numbers and what was left out; return the files."""
+    from orpo_lightning.pages.files import write_text
     from orpo_lightning.pages.inspect_page import inspect_page
 
-    folder.mkdir(parents=True, exist_ok=True)
     page, numbers, dropped = (folder / name for name in ("report.html", "report.json", _DROPPED))
-    numbers.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    page.write_text(inspect_page(report), encoding="utf-8")
+    write_text(numbers, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(page, inspect_page(report))
     dropped.unlink(missing_ok=True)
     has_dropped = cli.datamodule.preparation.write_left_out(dropped) > 0
     return [page, numbers, *([dropped] if has_dropped else [])]

@@ -58,10 +58,10 @@ def _make(names: list[str], out: Path | None, as_json: bool) -> None:
     if out is None and not as_json:
         out = Path("comparison.html") if compared else runs[0].folder / "report.html"
     if out is not None:
-        from orpo_lightning.pages.files import write_page
+        from orpo_lightning.pages.files import write_text
         from orpo_lightning.pages.report_page import report_page
 
-        write_page(out, report_page(runs, summaries, compared))
+        write_text(out, report_page(runs, summaries, compared))
     if as_json:
         print(json.dumps(_numbers(summaries, compared), indent=1, ensure_ascii=False, allow_nan=False))
         return

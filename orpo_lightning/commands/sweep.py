@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -140,17 +139,18 @@ class _Sweep:
 
     def write(self) -> None:
         """Write page, numbers and the best settings so far, each file whole or not at all."""
+        from orpo_lightning.pages.files import write_text
         from orpo_lightning.pages.sweep_page import sweep_page
         from orpo_lightning.sweeping.report import as_json
 
         report = as_json(self.study, self.facts)
         page, numbers = self.files[:2]
-        _replace(page, sweep_page(report))
-        _replace(numbers, json.dumps(report, indent=1) + "\n")
+        write_text(page, sweep_page(report))
+        write_text(numbers, json.dumps(report, indent=1) + "\n")
         best = self.study.best()
         if best is not None:
             file = self.folder / "best.yaml"
-            _replace(file, self._best_yaml(best))
+            write_text(file, self._best_yaml(best))
             self.files = [page, numbers, file]
 
     def _best_yaml(self, best: Any) -> str:
@@ -239,9 +239,3 @@ def _digest(config: Any) -> str:
     """Return a digest of all keys that a trial is run with."""
     plain = {key: value for key, value in config.as_dict().items() if key not in (*_OWN, "config")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _replace(file: Path, text: str) -> None:
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(file)

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orpo_lightning.full_disk import WRITE_ELSEWHERE
+from orpo_lightning.whole_files import append_line, json_objects
+
 
 def key_of(*parts: Any) -> str:
     """Return a short hash of what decides a result."""
@@ -23,15 +26,7 @@ class Kept:
     def __init__(self, file: Path) -> None:
         """Read what is there."""
         self.file = file
-        self._found: dict[str, dict[str, Any]] = {}
-        text = file.read_bytes() if file.is_file() else b""
-        for line in text.splitlines():
-            try:
-                values = json.loads(line)
-                self._found[values["key"]] = values
-            except (ValueError, KeyError, TypeError):
-                continue
-        self._is_torn = bool(text) and not text.endswith(b"\n")
+        self._found = {values["key"]: values for values in json_objects(file) if "key" in values}
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the result of a key, or None."""
@@ -40,8 +35,5 @@ class Kept:
     def add(self, key: str, **values: Any) -> dict[str, Any]:
         """Write a result down, and return it."""
         self._found[key] = found = {"key": key, **values}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(("\n" if self._is_torn else "") + json.dumps(found, ensure_ascii=True) + "\n")
-        self._is_torn = False
+        append_line(self.file, json.dumps(found), "the results so far", WRITE_ELSEWHERE)
         return found

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from orpo_lightning.observing.files import append_line, cut_lines
+from orpo_lightning.observing.files import append_values, cut_lines
 
 CURVES = "curves.jsonl"
 
@@ -45,7 +45,7 @@ class CurvesLogger(Logger):
             SurroundingsError: the disk is full.
         """
         at = step if self.step is None else self.step
-        append_line(self.path, {"step": at, **metrics}, "the file of curves")
+        append_values(self.path, {"step": at, **metrics}, "the file of curves")
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

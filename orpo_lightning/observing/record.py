@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orpo_lightning.errors import first_line
+from orpo_lightning.full_disk import RUN_ELSEWHERE
 from orpo_lightning.masking import mask_text
-from orpo_lightning.observing.files import write_whole
 from orpo_lightning.versions import versions_of
+from orpo_lightning.whole_files import whole_file
 
 RECORD = "record.json"
 MOST_WARNINGS = 200
@@ -64,7 +65,8 @@ class RunRecord:
         self.facts["peak_memory_mb"] = max((peak for peak in peaks if peak is not None), default=None)
         self.facts["seconds"] = round(self._seconds_before + time.monotonic() - self._clock, 1)
         text = json.dumps(self.facts, indent=1, ensure_ascii=False, default=str)
-        write_whole(self.path, text.encode() + b"\n", "the record of the run")
+        with whole_file(self.path, "the record of the run", RUN_ELSEWHERE) as staging:
+            staging.write_text(text + "\n", encoding="utf-8")
 
 
 class WarningsOf(logging.Handler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from orpo_lightning.batching.packing import FILLER
 from orpo_lightning.data.table import PairTable
+from orpo_lightning.full_disk import RUN_ELSEWHERE
 from orpo_lightning.masking import mask_text
-from orpo_lightning.observing.files import write_whole
+from orpo_lightning.whole_files import whole_file
 
 PAIRS = "pairs.npz"
 _SIDES = ("logps/chosen", "logps/rejected")
@@ -97,6 +97,5 @@ def write_pairs(path: Path, scored: ScoredPairs, table: PairTable, step: int) ->
         "sources": np.array([mask_text(source.info.source) for source in table.sources]),
         "step": np.int64(step),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **columns)
-    write_whole(path, buffer.getvalue(), "the file of pairs")
+    with whole_file(path, "the file of pairs", RUN_ELSEWHERE) as staging, staging.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **columns)

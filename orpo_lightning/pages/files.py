@@ -1,21 +1,19 @@
-"""Pages on the disk."""
+"""Pages and their numbers on the disk."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from orpo_lightning.full_disk import WRITE_ELSEWHERE
+from orpo_lightning.whole_files import whole_file
 
-def write_page(path: Path, page: str) -> None:
-    """Write a page: the whole of it takes the place of an older one, or the old one stays.
+
+def write_text(path: Path, text: str) -> None:
+    """Write a page or its numbers: the whole of it takes the place of an older one, or the old one stays.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to.
+        SurroundingsError: the disk is full.
+        OSError: the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(page, encoding="utf-8")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with whole_file(path, "the file", WRITE_ELSEWHERE) as staging:
+        staging.write_text(text, encoding="utf-8")

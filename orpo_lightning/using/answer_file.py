@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orpo_lightning.checkpoint_files import sync
 from orpo_lightning.data.json_reader import read_json
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.prompts import Prompt, read_prompt
 from orpo_lightning.data.readers import read_file
 from orpo_lightning.errors import DataError, UsageError
-from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.full_disk import WRITE_ELSEWHERE
 from orpo_lightning.using.generation import Answer, Answerer, Sampling
+from orpo_lightning.whole_files import append_line, json_objects, sync, whole_file
 
 KEYS = ("answer", "base_answer")
 
@@ -132,48 +131,24 @@ def _as_json(answer: Answer) -> dict[str, Any]:
 
 def _kept(partial: Path | None) -> dict[str, Any]:
     """Return the batches that were kept; a last line that a kill cut short counts for nothing."""
-    found: dict[str, Any] = {}
-    if partial is None or not partial.is_file():
-        return found
-    for line in partial.read_bytes().splitlines():
-        try:
-            batch = json.loads(line)
-            found[batch["batch"]] = batch["answers"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    if partial is None:
+        return {}
+    return {batch["batch"]: batch["answers"] for batch in json_objects(partial) if "answers" in batch}
 
 
 def _keep(partial: Path, key: str, answers: Any) -> None:
-    # In a line of its own, also behind one that a kill cut short.
-    line = "\n" + json.dumps({"batch": key, "answers": answers}, ensure_ascii=False) + "\n"
-    try:
-        with partial.open("a", encoding="utf-8") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        if is_full(error):
-            raise full_disk(partial, "the answers so far", "name another disk with --out") from error
-        raise
+    line = json.dumps({"batch": key, "answers": answers}, ensure_ascii=False)
+    append_line(partial, line, "the answers so far", WRITE_ELSEWHERE)
+    sync(partial)
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write rows as JSON lines: the whole file appears, or none of it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        if is_full(error):
-            raise full_disk(path, "the file of answers", "name another disk with --out") from error
-        raise
-    finally:
-        staging.unlink(missing_ok=True)
+    with (
+        whole_file(path, "the file of answers", WRITE_ELSEWHERE) as staging,
+        staging.open("w", encoding="utf-8") as stream,
+    ):
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class _Progress:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orpo_lightning.checkpoint_files import sync
 from orpo_lightning.errors import CheckpointError
-from orpo_lightning.full_disk import full_disk, is_full
+from orpo_lightning.full_disk import room_for
+from orpo_lightning.whole_files import sync
 
 MANIFEST = "SHA256SUMS"
 
@@ -31,14 +31,11 @@ def staged(folder: Path, what: str, advice: str) -> Iterator[Path]:
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        yield staging
-        _open_to_umask(staging)
-        _seal(staging)
-        _put(staging, folder)
-    except Exception as error:  # weights are written in Rust, which has errors of its own
-        if is_full(error):
-            raise full_disk(folder, what, advice) from error
-        raise
+        with room_for(folder, what, advice):
+            yield staging
+            _open_to_umask(staging)
+            _seal(staging)
+            _put(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -258,7 +258,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(SurroundingsError, match=r"need 2\.0 MB, free are 1\.0 MB; make room or set "):
+    with pytest.raises(SurroundingsError, match=r"need 2\.0 MB, free are 1\.0 MB; make room, or set "):
         check_room(tmp_path / "not" / "there", 2 * 10**6)
     check_room(tmp_path, 10**5)
 
