@@ -87,6 +87,7 @@ FLOORS = {
     "runfolder": 0,
     "run_log": 0,
     "masking": 0,
+    "durations": 0,
     "full_disk": 0,
     "whole_files": 0,
     "safe_config": 3,

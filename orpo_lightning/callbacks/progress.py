@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import ProgressBar
 
+from orpo_lightning.durations import clock
 from orpo_lightning.metrics import interval_words
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,7 @@ def remaining(steps_done: int, steps_left: float, seconds: float) -> str:
     """Return the time that the steps left will take, as h:mm:ss, or "?" before anything is known."""
     if steps_done < 1 or steps_left == float("inf"):
         return "?"
-    left = round(seconds / steps_done * max(steps_left, 0))
-    return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+    return clock(seconds / steps_done * max(steps_left, 0))
 
 
 def _shown(metrics: dict[str, Any], stage: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from orpo_lightning.durations import clock
 from orpo_lightning.observing.finding import (
     DISPLACEMENT,
     DIVERGING,
@@ -177,17 +178,11 @@ def figures(summary: Summary, run: RunFiles) -> list[tuple[str, str]]:
         ("loss, held out", last("val/loss"), figure),
         ("pairs held out", held_out, number),
         ("optimizer steps", summary.get("steps"), number),
-        ("duration", seconds, duration),
+        ("duration", seconds, clock),
         ("pairs a second", last("train/pairs_per_second"), figure),
         ("MB of memory at the peak", run.record.get("peak_memory_mb"), number),
     ]
     return [(name, words(value)) for name, value, words in found if value is not None]
-
-
-def duration(seconds: float) -> str:
-    """Return a time as 1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from orpo_lightning.data.json_reader import read_json
 from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.prompts import Prompt, read_prompt
 from orpo_lightning.data.readers import read_file
+from orpo_lightning.durations import clock
 from orpo_lightning.errors import DataError, UsageError
 from orpo_lightning.full_disk import WRITE_ELSEWHERE
 from orpo_lightning.using.generation import Answer, Answerer, Sampling
@@ -166,6 +167,5 @@ class _Progress:
             return
         self._told = now
         seconds = max(now - self._start, 1e-6)
-        left = round(seconds / self._rows * (self._total - done))
-        eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        eta = clock(seconds / self._rows * (self._total - done))
         self._tell(f"{done:,}/{self._total:,} rows  {self._tokens / seconds:,.0f} tokens/s  eta {eta}")
