@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,12 @@ _MEMORY_HINT = (
     "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size), "
     "lower data.max_length, or set model.quantization nf4 and model.gradient_checkpointing true"
 )
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes\n.*?\nErrors:\n(?P<errors>.*)\nGiven value type: "
+    r"[^\n]*\nGiven value: (?P<value>.*)",
+    re.DOTALL,
+)
+_OF_THE_PARSER = ("Not a valid subclass of ", "Expected a")
 _CONNECTION_HINT = (
     "the connection to another process of this run broke or it did not come in time: see what that one says; "
     "--resume auto goes on from the last checkpoint"
@@ -161,7 +168,23 @@ def _usage_line(error: BaseException) -> tuple[int, str]:
         return UsageError.exit_code, str(error)
     if type(error).__name__ == "MisconfigurationException":
         return UsageError.exit_code, str(error)
-    return UsageError.exit_code, ""
+    return UsageError.exit_code, _said_by_class(str(error))
+
+
+def _said_by_class(text: str) -> str:
+    """Return what a class that a configuration names said when it was made; nothing in any other message.
+
+    jsonargparse hides it among the types that it tried besides.
+    """
+    found = _UNION.match(text)
+    if not found:
+        return ""
+    entries = [entry.strip() for entry in re.split(r"^  - ", found["errors"], flags=re.MULTILINE)]
+    said = [entry for entry in entries if entry and not entry.startswith(_OF_THE_PARSER)]
+    classes = set(re.findall(r"class_path='(?:\w+\.)*(\w+)'", found["value"]))
+    if len(said) == len(classes) == 1 and not said[0].startswith(name := classes.pop()):
+        return f"{name}: {said[0]}"
+    return said[0] if said else ""
 
 
 def _raised_in(error: BaseException) -> set[str]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from orpo_lightning import PreferenceCLI, PreferenceModule, runfolder
@@ -95,6 +96,13 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*words: object) -> int:
     return main([str(word) for word in words], Line, Points)
+
+
+class Closed(CSVLogger):
+    """A logger whose service has an exception of its own."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the service is shut\n  and has a second line")
 
 
 def run_cli(*words: object, **settings: Any) -> PreferenceCLI:
@@ -544,6 +552,27 @@ def test_a_value_error_is_the_users_where_our_code_raised_it_and_a_fault_elsewhe
         int("x")
     assert explain(ours.value)[0] == 2
     assert explain(theirs.value)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        (
+            "callbacks",
+            "[{class_path: Samples, init_args: {max_new_tokens: 0}}]",
+            "Samples: expected every_n_steps",
+        ),
+        ("logger", "[{class_path: test_cli.Closed}]", "Closed: the service is shut and"),
+        ("logger", "{class_path: test_cli.Closed}", "Closed: the service is shut and"),
+    ],
+)
+def test_what_a_named_class_says_when_it_is_made_is_the_line(key: str, given: str, expected: str) -> None:
+    given = given.replace("Samples", "orpo_lightning.callbacks.Samples")
+    with pytest.raises(ValueError, match="Union subtypes") as error:
+        run_cli(*FIT, f"--trainer.{key}", given)
+    code, line = explain(error.value)
+    assert code == 2
+    assert line.startswith(expected)
 
 
 # Small parts
