@@ -383,12 +383,13 @@ def test_a_model_that_gives_no_answers_ends_the_samples_and_not_the_run(
 
 def test_a_prompt_of_the_users_own_goes_through_the_chat_template() -> None:
     tokenizer = tiny_tokenizer("chatml")
-    assert (
-        tokenizer.decode(prompt_ids("hi", tokenizer))
-        == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    (ids,) = prompt_ids(["hi"], tokenizer)
+    assert tokenizer.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    (told,) = prompt_ids(["<|im_end|>"], tokenizer)  # what a user writes ends no turn
+    assert told.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
     plain = tiny_tokenizer("mistral")
-    assert plain.convert_ids_to_tokens(prompt_ids("hi", plain)) == ["<s>", *plain.tokenize("hi")]
+    (ids,) = prompt_ids(["hi"], plain)
+    assert plain.convert_ids_to_tokens(ids) == ["<s>", *plain.tokenize("hi")]
 
 
 class Words(PreferenceDataModule):
@@ -456,7 +457,7 @@ def test_where_all_weights_are_trained_the_base_is_asked_before_the_first_step(
     trainer, _module = fit(tiny_base, tmp_path, samples, canary, Displacement(), lora_r=0)
     untrained = PreferenceModule(tiny_base, lora_r=0, gradient_checkpointing=False)
     untrained.configure_model()
-    rows = [prompt_ids(text, tiny_tokenizer("chatml")) for text in ("hello", "good bye")]
+    rows = prompt_ids(["hello", "good bye"], tiny_tokenizer("chatml"))
     tokenizer = trainer.datamodule.processor
     stops = stop_ids(untrained.model, tokenizer, (trainer.datamodule.train_dataset,))
     expected = greedy(untrained.model.eval(), rows, stops=stops, max_new_tokens=8)

@@ -114,7 +114,7 @@ class Samples(lightning.Callback):
     def _find_prompts(self, data: Any) -> None:
         tokenizer, pairs = data.processor, data.validation_pairs
         if isinstance(self.prompts, list):
-            self._ids, self._texts = [prompt_ids(text, tokenizer) for text in self.prompts], self.prompts
+            self._ids, self._texts = prompt_ids(self.prompts, tokenizer), self.prompts
             return
         found: dict[tuple[int, ...], None] = {}
         for number in pairs.order[:_LOOKED_AT].tolist() if pairs is not None else ():

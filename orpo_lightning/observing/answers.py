@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orpo_lightning.data.messages import user_turn
+from orpo_lightning.data.prompts import Prompt, PromptEncoder
 from orpo_lightning.data.table import PairTable
-from orpo_lightning.data.token_rules import leading_ids
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.using.generation import continued
 from orpo_lightning.using.model_limits import context_length_of
@@ -24,13 +25,18 @@ def stop_ids(model: Any, tokenizer: Any, tables: Iterable[PairTable | None]) -> 
     return sorted(token for token in found if token is not None)
 
 
-def prompt_ids(text: str, tokenizer: Any) -> list[int]:
-    """Return the tokens of a prompt: as a user's turn where there is a chat template, else as it is."""
-    if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return [*leading_ids(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+def prompt_ids(texts: Iterable[str], tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of each prompt: as a user's turn where there is a chat template, else as it is.
+
+    Raises:
+        DataError: the chat template cannot render one, or nothing is left of it.
+    """
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    prompts = [
+        Prompt([user_turn(text)] if has_template else text, f"Samples: prompt {number}")
+        for number, text in enumerate(texts, start=1)
+    ]
+    return PromptEncoder(tokenizer).encode(prompts)
 
 
 def greedy(
