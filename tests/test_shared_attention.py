@@ -159,3 +159,10 @@ def test_under_autocast_all_inputs_take_its_dtype_and_else_the_widest_of_their_o
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert {t.dtype for t in same_dtype(single, half)} == {torch.bfloat16}
         assert {t.dtype for t in same_dtype(single.double(), half.double())} == {torch.float64}
+
+
+def test_a_kernel_is_found_too_where_it_is_first_asked_for_under_autocast() -> None:
+    """As in a process that trains in bf16-mixed: nothing asked before its first step."""
+    slices.is_available.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert slices.is_available()

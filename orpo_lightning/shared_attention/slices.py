@@ -136,6 +136,7 @@ def _merge(output: Tensor, sums: Tensor, other: Tensor, other_sums: Tensor) -> N
 
 
 @lru_cache
+@torch.autocast("cpu", enabled=False)  # it may be asked for the first time within a step
 def is_available() -> bool:
     """Try the kernel, which torch does not document, on three tokens with grouped heads."""
     query, key = torch.arange(24.0).reshape(1, 2, 3, 4).sin(), torch.arange(12.0).reshape(1, 1, 3, 4).cos()

@@ -43,6 +43,8 @@ def test_a_killed_run_ends_like_the_whole_one(name: str, fit: Fit, forks: Forks,
     settings = SETTINGS[name]
     ended = forks.run(fit("whole", *settings), tmp_path)
     assert ended.code == 0, ended.err
+    layout = "padded" if "padded" in name else "shared_prefix"
+    assert f"layout          {layout} (" in ended.out
     # In the first epoch, after the first micro-batch of a step; and in the second.
     for step, hook in ((3, "on_after_backward"), (8, "on_train_batch_start")):
         resume = [] if step == 3 else ["--resume=auto"]
