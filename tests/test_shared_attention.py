@@ -95,8 +95,9 @@ def test_a_backend_works_in_half_and_in_double_precision(backend: str) -> None:
 
 
 def test_every_backend_that_can_be_chosen_is_there() -> None:
-    assert {"slices", "flex_attention"} <= find_backends()
-    assert {"rows"} | find_backends() <= _ATTEND.keys()
+    assert find_backends("cpu") == {"slices"}
+    assert "flex_attention" in find_backends("cuda")
+    assert {"rows"} | find_backends("cpu") | find_backends("cuda") <= _ATTEND.keys()
 
 
 def test_dropout_of_weights_keeps_their_mean_and_is_off_where_it_is_zero() -> None:

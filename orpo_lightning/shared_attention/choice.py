@@ -94,10 +94,14 @@ def _flash(device: Device, needs: Needs, available: Set[str]) -> Choice:
     return Choice("none", "neither package flash-attn nor a torch that has it is installed")
 
 
-def find_backends() -> frozenset[str]:
-    """Return what can be loaded on this machine."""
+def find_backends(kind: str) -> frozenset[str]:
+    """Return what can be loaded on this machine for tensors on that kind of device.
+
+    Looking for those of a GPU takes a quarter of a second, which a CPU need not wait for.
+    """
+    if kind == "cpu":
+        return frozenset({"slices"} if slices.is_available() else ())
     found = {
-        "slices": slices.is_available(),
         "flash_attn_3": _has("flash_attn_interface"),
         "flash_attn_2": _has("flash_attn"),
         "torch_varlen": packed.has_torch_varlen(),

@@ -178,7 +178,7 @@ def _device(device: torch.device) -> Device:
 
 @lru_cache
 def _backend(device: Device, needs: Needs) -> Choice:
-    return choose_backend(device, needs, find_backends() - _excluded)
+    return choose_backend(device, needs, find_backends(device.kind) - _excluded)
 
 
 def excluded() -> frozenset[str]:

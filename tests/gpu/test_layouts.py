@@ -17,7 +17,7 @@ from orpo_lightning.shared_attention.choice import Needs, choose_backend, find_b
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
 
 LENGTHS = ((150, 60, 90), (1, 200, 30), (40, 40, 300), (0, 50, 20))
-BACKENDS = sorted(find_backends() - {"slices"})
+BACKENDS = sorted(find_backends("cuda"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
