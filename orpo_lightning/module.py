@@ -234,6 +234,9 @@ class PreferenceModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Check that the run will train what it should, and start the clock."""
+        from orpo_lightning.callbacks.boundaries import begin_next_epoch
+
+        begin_next_epoch(self.trainer)
         self._choose_recomputation()
         self._go_on()
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]

@@ -19,6 +19,18 @@ def validates_next(trainer: lightning.Trainer) -> bool:
     return bool(loop._should_check_val_fx(fetcher)) and not _has_nothing_to_validate(loop.val_loop)
 
 
+def begin_next_epoch(trainer: lightning.Trainer) -> None:
+    """Let a run that goes on behind an epoch's last batch count the epoch it begins; asked before it begins.
+
+    Lightning ends the counts of the epoch before and takes the next for begun already. From there on they lag
+    by one, and a second run that goes on from such a place would be given the data of the epoch before again.
+    """
+    loop = trainer.fit_loop
+    counts: Any = loop.epoch_progress.current
+    if loop.restarted_mid_epoch and counts.processed == counts.ready:
+        loop.reset_restart_stage()
+
+
 def validation_is_due(checkpoint: dict[str, Any]) -> None:
     """Change a checkpoint made within a validation so that the run that goes on from it begins that anew.
 

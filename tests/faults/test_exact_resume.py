@@ -90,6 +90,30 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, fit: Fit, forks: Forks
     assert_same_end(whole, tmp_path / "killed")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_may_be_killed_behind_one_pass_and_again_behind_another(
+    workers: int, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """A pass is seven steps; Lightning would count each pass that begins so one too few."""
+    settings = ["--trainer.max_steps=18", f"--data.num_workers={workers}"]
+    assert forks.run(fit("whole", *settings), tmp_path).code == 0
+    for passes in (1, 2):
+        struck = strike("on_train_batch_start", 7 * passes, "SIGKILL")
+        assert forks.run(fit("killed", *settings, "--resume=auto", *struck), tmp_path).code == -9
+        saved = load(tmp_path / "killed")
+        assert (saved["global_step"], saved["epoch"]) == (7 * passes, passes - 1)
+        assert saved["PreferenceDataModule"]["epoch"] == passes
+        counts = saved["loops"]["fit_loop"]["epoch_progress"]["total"]
+        assert counts == {
+            "ready": passes,
+            "started": passes,
+            "processed": passes - 1,
+            "completed": passes - 1,
+        }
+    assert forks.run(fit("killed", *settings, "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_a_validation_that_was_killed_is_done_again(
     whole: Path, fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
