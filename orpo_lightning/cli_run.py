@@ -99,7 +99,9 @@ def cut_curves(trainer: lightning.Trainer, checkpoint: Mapping[str, Any] | None)
     """
     first = 0
     if checkpoint is not None:
-        first = checkpoint["global_step"] + (0 if is_unlogged(checkpoint) else 1)
+        step = checkpoint["global_step"]
+        # A run that has ended has logged the values of its last step since, and does not do it again.
+        first = step if is_unlogged(checkpoint) and step != trainer.max_steps else step + 1
     for logger in trainer.loggers:
         if isinstance(logger, CurvesLogger):
             logger.cut(first)

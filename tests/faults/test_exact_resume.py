@@ -124,6 +124,18 @@ def test_a_validation_that_was_killed_is_done_again(
     assert_same_end(whole, tmp_path / "killed")
 
 
+def test_a_run_that_has_ended_keeps_the_values_of_its_last_step_when_it_is_begun_again(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    settings = ["--trainer.max_steps=8"]  # every second step is logged
+    for name in ("whole", "again"):
+        assert forks.run(fit(name, *settings), tmp_path).code == 0
+    ended = forks.run(fit("again", *settings, "--resume=auto"), tmp_path)
+    assert ended.code == 0, ended.err
+    assert "nothing left to train: 8 steps are done" in ended.out
+    assert_same_end(tmp_path / "whole", tmp_path / "again")
+
+
 def test_a_run_that_has_ended_goes_on_when_it_may_take_more_steps(
     fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:

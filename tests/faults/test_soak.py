@@ -31,7 +31,7 @@ def test_twenty_kills_at_random_moments_change_nothing(fit: Fit, forks: Forks, t
     draw, kills = random.Random(0), 0
     while kills < 20:
         run = forks.start(fit("killed", *settings, "--resume=auto"), tmp_path)
-        seconds = draw.uniform(0.2, 4 + whole / 20)
+        seconds = draw.uniform(0.2, 2 + whole / 20)
         time.sleep(seconds)
         run.send(9)
         ended = run.wait()
@@ -62,9 +62,10 @@ def test_two_thousand_steps_hold_no_more_than_two_hundred(forks: Forks, tmp_path
     for row in found:
         print(row)
     late = found[1:]  # by then every kind of batch, a validation and two savings have been
-    assert max(row["memory_mb"] for row in late) <= 1.02 * late[0]["memory_mb"]
     assert {row["files"] for row in late} == {late[0]["files"]}
     assert {row["threads"] for row in late} == {late[0]["threads"]}
-    half = len(late) // 2
-    first, second = (sorted(row["step_ms"] for row in part)[half // 2] for part in (late[:half], late[half:]))
-    assert second <= 1.25 * first  # what other processes do shows here too
+    # Halves are compared: single values go up and down by a few percent as the allocator keeps room or not.
+    for name, more in (("memory_mb", 1.02), ("step_ms", 1.25)):  # others' processes show in the time too
+        half = len(late) // 2
+        first, second = (sorted(row[name] for row in part)[half // 2] for part in (late[:half], late[half:]))
+        assert second <= more * first, name
