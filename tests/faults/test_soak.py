@@ -31,7 +31,7 @@ def test_twenty_kills_at_random_moments_change_nothing(fit: Fit, forks: Forks, t
     draw, kills = random.Random(0), 0
     while kills < 20:
         run = forks.start(fit("killed", *settings, "--resume=auto"), tmp_path)
-        seconds = draw.uniform(0.2, 2 + whole / 20)
+        seconds = draw.uniform(0.2, 1.5 + whole / 20)
         time.sleep(seconds)
         run.send(9)
         ended = run.wait()
