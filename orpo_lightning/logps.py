@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from orpo_lightning.batching.base import Normalisers, PairBatch
+from orpo_lightning.vocabulary_blocks import LinearHead, blocked_logps
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (n, H) → logits (n, V), each row by itself."""
@@ -73,21 +74,33 @@ class _CachedJacobian(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target_ids: Tensor, head: Head, rows: int) -> Tensor:
-        logps, jacobian = [], torch.empty_like(hidden)
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            values, jacobian[part] = _values_and_jacobian(hidden[part], target_ids[part], head)
-            logps.append(values)
+    def forward(
+        ctx: Any, hidden: Tensor, target_ids: Tensor, head: Head, rows: int, linear: LinearHead | None
+    ) -> Tensor:
+        logps, jacobian = (
+            _by_rows(hidden, target_ids, head, rows)
+            if linear is None
+            else blocked_logps(hidden, target_ids, linear, with_jacobian=True)
+        )
         ctx.save_for_backward(jacobian)
-        return torch.cat(logps)
+        return logps
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (jacobian,) = ctx.saved_tensors
         # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is
         # rounded.
-        return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None
+        return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None, None
+
+
+def _by_rows(hidden: Tensor, target_ids: Tensor, head: Head, rows: int) -> tuple[Tensor, Tensor]:
+    """Return log p(target) (N,) and its gradient for each hidden state (N, H), `rows` at a time."""
+    logps, jacobian = [], torch.empty_like(hidden)
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        values, jacobian[part] = _values_and_jacobian(hidden[part], target_ids[part], head)
+        logps.append(values)
+    return torch.cat(logps), jacobian
 
 
 def _values_and_jacobian(hidden: Tensor, target_ids: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -110,9 +123,15 @@ def _values_and_jacobian(hidden: Tensor, target_ids: Tensor, head: Head) -> tupl
 
 
 def target_logps(
-    hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int, head_is_frozen: bool
+    hidden: Tensor,
+    target_ids: Tensor,
+    head: Head,
+    *,
+    rows: int,
+    head_is_frozen: bool,
+    linear: LinearHead | None = None,
 ) -> Tensor:
-    """Return log p(target) for each hidden state, `rows` at a time.
+    """Return log p(target) for each hidden state, `rows` of them or a block of the vocabulary at a time.
 
     Args:
         hidden: (N, H), the state each target is predicted from.
@@ -121,14 +140,18 @@ def target_logps(
         rows: rows of logits held at a time.
         head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes
             each chunk in the backward pass, so that the head's own weights get their gradient.
+        linear: a frozen head once more, where it is but a linear layer: a CPU takes it in blocks of columns.
 
     Returns:
         (N,) fp32 (fp64 for fp64 logits).
     """
     if target_ids.shape[0] == 0:
         return hidden.sum(1).float()
+    linear = linear if linear is not None and linear.takes_blocks(hidden) else None
     if head_is_frozen and hidden.requires_grad and torch.is_grad_enabled():
-        return _CachedJacobian.apply(hidden, target_ids, head, rows)
+        return _CachedJacobian.apply(hidden, target_ids, head, rows, linear)
+    if linear is not None:
+        return blocked_logps(hidden, target_ids, linear, with_jacobian=False)[0]
     parts = list(zip(hidden.split(rows), target_ids.split(rows), strict=True))
     if not torch.is_grad_enabled():
         return torch.cat([rows_logps(states, ids, head) for states, ids in parts])

@@ -16,6 +16,7 @@ from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_l
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.sharding import run_whole
 from orpo_lightning.shared_attention.interface import attending_by
+from orpo_lightning.vocabulary_blocks import LinearHead
 
 
 class Scorer(NamedTuple):
@@ -26,6 +27,8 @@ class Scorer(NamedTuple):
     backbone: nn.Module | None = None
     head: Head | None = None
     head_is_frozen: bool = True
+    linear: LinearHead | None = None
+    """The head once more, where it is frozen and but a linear layer."""
     why_full_logits: str | None = None
     """The reason, where the model cannot be taken apart."""
 
@@ -40,7 +43,10 @@ def take_apart(model: nn.Module) -> Scorer:
     if projection is None or backbone is causal:
         return Scorer(causal, why_full_logits=f"{type(causal).__name__} does not name its backbone and head")
     frozen = not any(parameter.requires_grad for parameter in projection.parameters())
-    scorer = Scorer(causal, backbone, _head(projection, causal), frozen)
+    scale, cap = _behind_projection(causal)
+    is_linear = frozen and type(projection) is nn.Linear and cap is None
+    linear = LinearHead(projection, scale) if is_linear else None
+    scorer = Scorer(causal, backbone, _head(projection, scale, cap), frozen, linear)
     difference = _self_check(scorer)
     if difference is None:
         return scorer
@@ -48,14 +54,17 @@ def take_apart(model: nn.Module) -> Scorer:
     return Scorer(causal, why_full_logits=reason)
 
 
-def _head(projection: nn.Module, causal: Any) -> Head:
-    """Return hidden (n, H) → logits (n, V) with the scale and soft-cap some architectures put behind."""
+def _behind_projection(causal: Any) -> tuple[float, float | None]:
+    """Return the scale and the soft-cap of the logits that some architectures have."""
     config = causal.config
     # Cohere multiplies, Granite divides; Gemma-2 and -3 bend.
-    scale = float(getattr(causal, "logit_scale", None) or 1.0) / float(
-        getattr(config, "logits_scaling", None) or 1.0
-    )
-    cap = getattr(config, "final_logit_softcapping", None)
+    scale = float(getattr(causal, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def _head(projection: nn.Module, scale: float, cap: float | None) -> Head:
+    """Return hidden (n, H) → logits (n, V), scaled and capped."""
 
     def head(hidden: Tensor) -> Tensor:
         logits = projection(hidden)
@@ -129,6 +138,7 @@ def _score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | N
             scorer.head,
             rows=chunk_rows(scorer.model.config.get_text_config().vocab_size),
             head_is_frozen=scorer.head_is_frozen,
+            linear=scorer.linear,
         )
     if not routed:
         return logps, None

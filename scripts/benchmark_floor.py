@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from orpo_lightning.vocabulary_blocks import BLOCK
+
 _HEAD_BYTES = 128 * 2**20  # logits held at a time
 _REPEATS = 3
 _PEAK_PRODUCTS = 10
@@ -63,21 +65,29 @@ def attention(queries: int, keys: int, heads: int, size: int) -> list[Product]:
     return [wide, narrow, wide, narrow, back, back]
 
 
-def head(targets: int, width: int, vocabulary: int) -> list[Product]:
-    """Return the products of the vocabulary projection on the scored tokens, and of its gradient."""
-    rows = max(16, _HEAD_BYTES // (4 * vocabulary))
+def head(targets: int, width: int, vocabulary: int, device: str) -> list[Product]:
+    """Return the products of the vocabulary projection on the scored tokens, and of its gradient.
+
+    On a CPU in blocks of columns, else of rows, as the head goes.
+    """
+    rows = targets if device == "cpu" else max(16, _HEAD_BYTES // (4 * vocabulary))
+    columns = BLOCK if device == "cpu" else vocabulary
     chunks = [min(rows, targets - start) for start in range(0, targets, rows)]
-    both = ([Product(chunk, width, vocabulary), Product(chunk, vocabulary, width)] for chunk in chunks)
+    blocks = [min(columns, vocabulary - start) for start in range(0, vocabulary, columns)]
+    both = ([Product(m, width, n), Product(m, n, width)] for m in chunks for n in blocks)
     return [product for products in both for product in products]
 
 
-def products_of(lengths: Sequence[Sequence[int]], config: Any, rank: int) -> Iterator[Group]:
+def products_of(
+    lengths: Sequence[Sequence[int]], config: Any, rank: int, device: str = "cpu"
+) -> Iterator[Group]:
     """Yield the products of one micro-batch.
 
     Args:
         lengths: tokens of prompt, chosen and rejected of each pair.
         config: of a Llama-shaped model.
         rank: of LoRA on its seven projections.
+        device: where they run.
     """
     tokens = sum(map(sum, lengths))
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
@@ -96,7 +106,7 @@ def products_of(lengths: Sequence[Sequence[int]], config: Any, rank: int) -> Ite
             yield Group("attention", attention(prompt + chosen, prompt + chosen, heads, size))
             yield Group("attention", attention(rejected, prompt + rejected, heads, size))
     # A prompt's first token has no predictor.
-    yield Group("head", head(tokens - len(lengths), width, config.vocab_size))
+    yield Group("head", head(tokens - len(lengths), width, config.vocab_size, device))
 
 
 class Bench:
@@ -170,7 +180,7 @@ def measure(
 
     The middle one of three passes.
     """
-    by_batch = [_together(products_of(lengths, config, rank)) for lengths in micro_batches]
+    by_batch = [_together(products_of(lengths, config, rank, device)) for lengths in micro_batches]
     groups = [group for batch in by_batch for group in batch]
     products = [product for group in groups for product in group.products]
     largest = [
@@ -178,10 +188,9 @@ def measure(
         max(p.copies * p.k * p.n for p in products),
         max(p.copies * p.m * p.n for p in products),
     ]
-    frozen = (
-        group.products[0] for group in products_of(micro_batches[0], config, 0) if group.part != "attention"
-    )
-    weights = sum(product.k * product.n for product in frozen)
+    frozen = products_of(micro_batches[0], config, 0)
+    layers = sum(group.products[0].k * group.products[0].n for group in frozen if group.part == "layers")
+    weights = layers + config.hidden_size * config.vocab_size
     bench = Bench(largest, weights, dtype, device)
     for group in by_batch[0]:
         bench.seconds(group)  # warm-up

@@ -54,6 +54,8 @@ class Counter(TorchDispatchMode):
         if name.removesuffix("_") in ("mm", "bmm", "addmm", "baddbmm"):
             left, right = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
             self.counts["product_flops"] += 2 * left.numel() * right.shape[-1]
+        if name == "_linear_pointwise":  # oneDNN's, of the head: its right operand is transposed
+            self.counts["product_flops"] += 2 * args[0].numel() * args[1].shape[0]
         if "scaled_dot_product" in name:
             # (B, H, L, D) queries; the backward pass computes the scores again and has four products.
             is_backward = name.endswith("backward")

@@ -177,7 +177,10 @@ def test_products_come_in_the_shapes_they_have_in_a_step() -> None:
     assert [tuple(p)[:3] for p in frozen_linear(7, 3, 5, sends_back=True)] == [(7, 3, 5), (7, 5, 3)]
     assert len(lora(7, 3, 5, 2, sends_back=False)) == 5
     assert attention(1, 9, 2, 4)[0].needed == 1
-    assert [p.m for p in head(40, 8, 10**7)] == [16, 16, 16, 16, 8, 8]
+    assert [p.m for p in head(40, 8, 10**7, "cuda")] == [16, 16, 16, 16, 8, 8]
+    assert [tuple(p)[:3] for p in head(40, 8, 2100, "cpu")] == [
+        (40, 8, 2048), (40, 2048, 8), (40, 8, 52), (40, 52, 8)
+    ]  # fmt: skip
 
 
 def test_the_neutral_allocator_asks_the_kernel_for_less_than_the_default(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from orpo_lightning.logps import chunk_rows
 from orpo_lightning.planning import activations, weights
 from orpo_lightning.planning.base import Batch, Model, Training
+from orpo_lightning.vocabulary_blocks import BLOCK
 
 _FP32 = 4
 # Tensors as large as a chunk of logits, all fp32. Of a frozen head: logits and softmax. Where autograd finds
@@ -112,14 +113,22 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     """Yield the head's moments, when all layers are kept.
 
     A frozen head's row Jacobians are worked out in the forward pass, while gradients of the step before still
-    live: Lightning drops them in front of the backward pass. A trained head's chunks are recomputed in it,
-    each with its own copy of the head in autocast's dtype: Lightning has autocast remember none.
+    live: Lightning drops them in front of the backward pass. On a CPU in fp32 they come by blocks of the
+    vocabulary. A trained head's chunks are recomputed in the backward pass, each with its own copy of the
+    head in autocast's dtype: Lightning has autocast remember none.
     """
+    frozen = training.lora_r and not training.trained_rows and not model.adapted_head
+    single = training.weight_bytes == training.compute_bytes == _FP32 and not training.autocast
+    if frozen and training.device == "cpu" and single and not model.softcap:
+        # The block, its share of the Jacobian, and the sum of these.
+        numbers = batch.targets * (min(BLOCK, model.vocabulary) + 2 * model.hidden)
+        yield "head", parts._replace(head=parts.head + _FP32 * numbers)
+        return
     rows = min(chunk_rows(model.vocabulary), batch.targets)
     logits = rows * model.vocabulary * _FP32
     states = parts.head
     as_given = logits * training.compute_bytes // _FP32 if training.compute_bytes < _FP32 else 0
-    if training.lora_r and not training.trained_rows and not model.adapted_head:
+    if frozen:
         jacobian = batch.targets * model.hidden * training.weight_bytes
         gradient = rows * model.hidden * training.weight_bytes
         chunk = (_LOGITS_OF_FROZEN + model.softcap) * logits + as_given + gradient
