@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -190,12 +192,26 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; non-reentrant, as the other kind needs inputs with grad."""
-    kwargs = {"use_reentrant": False}
+def enable_checkpointing(model: PreTrainedModel, *, offload: bool = False) -> None:
+    """Recompute activations in the backward pass; non-reentrant, as the other kind needs inputs with grad.
+
+    Args:
+        model: of transformers.
+        offload: whether what a layer is recomputed from waits in the host's memory.
+
+    Raises:
+        UsageError: the architecture recomputes nothing, or this transformers offloads nothing.
+    """
+    kwargs, more = {"use_reentrant": False}, {"offload": True} if offload else {}
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if offload and (enable is None or "offload" not in inspect.signature(enable).parameters):
+        raise UsageError(
+            f"model.gradient_checkpointing: offload is not in transformers {transformers.__version__}; "
+            "update it, or set true"
+        )
     try:
-        if hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        if enable is not None:
+            enable(activation_checkpointing_kwargs=kwargs, **more)
         else:  # transformers < 5.20
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     except ValueError as error:

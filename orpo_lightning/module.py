@@ -64,7 +64,8 @@ class PreferenceModule(lightning.LightningModule):
         trainable_tokens: tokens whose embedding rows are trained too, e.g. a stop token the base never
             learned.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more
-            time; auto recomputes no more layers than the device's free memory asks for.
+            time; offload keeps what is recomputed from in the host's memory besides; auto does no more of
+            it than the device's free memory asks for.
         objective: the loss, e.g. ORPO.
         optimizer: optimizer class with its arguments; gets named parameter groups (matrices, embeddings,
             vectors).
@@ -87,7 +88,7 @@ class PreferenceModule(lightning.LightningModule):
         lora_variant: LoraVariant = "lora",
         lora_init: LoraInit = "default",
         trainable_tokens: list[str] | None = None,
-        gradient_checkpointing: bool | Literal["auto"] = True,
+        gradient_checkpointing: bool | Literal["auto", "offload"] = True,
         objective: Objective = ORPO(),  # noqa: B008 - frozen
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=5e-5, weight_decay=0.0),
         schedule: Schedule = "linear",

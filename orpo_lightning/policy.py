@@ -50,7 +50,7 @@ def build(
     )
     modeling.disable_dropout(base)
     if settings["gradient_checkpointing"]:  # auto: all, until the run is known
-        modeling.enable_checkpointing(base)
+        modeling.enable_checkpointing(base, offload=_offloads(settings, device))
     model: Any = _add_lora(base, settings, dtype, seed) if settings["lora_r"] else base
     initial_adapter = keep_initial_adapter(model) if settings["lora_init"] == "pissa" else None
     # from_pretrained returns eval mode, Lightning keeps modes, and in eval mode nothing is recomputed.
@@ -58,6 +58,18 @@ def build(
     if mesh is not None:
         sharding.shard(model, mesh["data_parallel"], device)
     return Policy(model, attention, initial_adapter)
+
+
+def _offloads(settings: Mapping[str, Any], device: torch.device) -> bool:
+    """Tell whether recomputed layers start from the host's memory, as set; auto decides when the run is known."""
+    if settings["gradient_checkpointing"] != "offload":
+        return False
+    if device.type in ("cpu", "mps"):
+        raise UsageError(
+            "model.gradient_checkpointing: offload moves from a GPU's memory to the host's, found "
+            f"{device.type}, which has no other; set true, auto or false"
+        )
+    return True
 
 
 def weights_dtype(settings: Mapping[str, Any], precision: str) -> torch.dtype:

@@ -32,7 +32,8 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     """
     asked, layers = module.hparams["gradient_checkpointing"], max(len(recomputable(module.model)), 1)
     if asked != "auto":
-        return Choice(layers if asked else 0, layers, True, "set by the user")
+        recomputed = layers if asked else 0
+        return Choice(recomputed, layers, True, "set by the user", offloaded=asked == "offload")
     datamodule: Any = getattr(trainer, "datamodule", None)
     data = dict(getattr(datamodule, "hparams", {}))
     if not {"batch_size", "max_length"} <= set(data):
@@ -55,7 +56,7 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     choice = choose_checkpointing(model, training, batch, budget)
     if choice.recomputed and layers != choice.layers:
         reason = f"{choice.reason}; this architecture recomputes all layers or none"
-        return Choice(layers, layers, choice.fits, reason)
+        return choice._replace(recomputed=layers, layers=layers, reason=reason)
     return choice
 
 
@@ -69,7 +70,7 @@ def apply(model: Any, choice: Choice) -> None:
     """Let the first layers be recomputed in the backward pass, as many as were chosen, and no others."""
     causal = causal_model(model)
     if choice.recomputed:
-        enable_checkpointing(causal)
+        enable_checkpointing(causal, offload=choice.offloaded)
     else:
         causal.gradient_checkpointing_disable()
     for number, layer in enumerate(recomputable(causal)):
@@ -80,7 +81,8 @@ def rows(choice: Choice) -> list[tuple[str, str]]:
     """Return the row of a run's header."""
     some = f"the first {choice.recomputed} of {choice.layers} layers"
     count = {0: "no layer", choice.layers: "all layers"}.get(choice.recomputed, some)
-    return [("recomputed", f"{count} ({choice.reason})")]
+    waiting = ", what they start from waits in RAM" if choice.offloaded else ""
+    return [("recomputed", f"{count}{waiting} ({choice.reason})")]
 
 
 def read_shape(module: Any) -> Model:
@@ -110,7 +112,13 @@ def planned_training(trainer: Any, module: Any, model: Model) -> Training:
     )
     flags = [layer.gradient_checkpointing for layer in recomputable(module.model)]
     all_or_none = len(model.layers) if settings["gradient_checkpointing"] else 0
-    return training._replace(recomputed=sum(flags) if flags else all_or_none)
+    return training._replace(recomputed=sum(flags) if flags else all_or_none, offloaded=_is_offloaded(module))
+
+
+def _is_offloaded(module: Any) -> bool:
+    """Tell whether recomputed layers start from RAM: as set or, once auto has chosen, as chosen."""
+    chosen: Choice | None = getattr(module, "_recomputation", None)
+    return chosen.offloaded if chosen else module.hparams["gradient_checkpointing"] == "offload"
 
 
 def _facts(optimizer: Any) -> Optimizer:

@@ -96,7 +96,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """Return left rightᵀ, by oneDNN where it can: 15 % faster at these shapes than what torch.mm takes.
 
     Its kernels are made for a shape at its first use, half a millisecond each. The blocks of a step share two
-    of them; a layer's products, a few of each shape in a step of its own length, would lose by it.
+    of them; a layer's products, of which a step of its own length has a few of each shape, gain nothing.
     """
     if left.dtype != torch.float32 or not _has_onednn():
         return left @ right.t()

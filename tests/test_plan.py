@@ -23,6 +23,7 @@ from orpo_lightning.planning.checkpointing import choose_checkpointing
 from orpo_lightning.planning.gpus import GIB, GPUS, find_gpu
 from orpo_lightning.planning.out_of_memory import Facts, changes, lines
 from orpo_lightning.planning.peak import plan
+from orpo_lightning.planning.report import recomputation
 from orpo_lightning.planning.settings import optimizer_of, training_of
 from orpo_lightning.planning.speed import tokens_per_second, work
 
@@ -166,8 +167,34 @@ def test_no_layer_is_recomputed_that_need_not_be() -> None:
         assert [choice.is_recomputed(n) for n in range(32)].count(True) == choice.recomputed
     assert peaks == sorted(peaks, reverse=True)
     too_little = choose_checkpointing(MISTRAL, training, batch, peaks[32] - 1)
-    assert (too_little.recomputed, too_little.fits) == (32, False)
+    assert (too_little.recomputed, too_little.fits) == (32, True)
+    assert too_little.offloaded
     assert "even with all layers recomputed" in too_little.reason
+
+
+def test_offloading_is_the_last_resort_and_frees_what_each_layer_starts_from() -> None:
+    training, batch = qlora(), padded(2, 1, 1023, 1023)
+    every, offloaded = (
+        plan(MISTRAL, training._replace(recomputed=32, offloaded=away), batch) for away in (False, True)
+    )
+    # 4,096 tokens of H numbers in bf16 for each layer but the one at work, which has its own back.
+    assert every.parts.activations - offloaded.parts.activations == 31 * 4096 * H * 2
+    fits = choose_checkpointing(MISTRAL, training, batch, offloaded.total)
+    assert (fits.recomputed, fits.offloaded, fits.fits) == (32, True, True)
+    assert recomputation(fits) == "all, offload"
+    not_even_so = choose_checkpointing(MISTRAL, training, batch, offloaded.total - 1)
+    assert (not_even_so.offloaded, not_even_so.fits) == (True, False)
+    on_cpu = choose_checkpointing(MISTRAL, training._replace(device="cpu"), batch, 10**9)
+    assert (on_cpu.offloaded, on_cpu.fits) == (False, False)
+
+
+def test_where_all_is_recomputed_already_offloading_is_offered() -> None:
+    batch = padded(4, 1, 1023, 1023)
+    whole = facts(batch, 40, gradient_checkpointing=True)
+    peak = plan(MISTRAL, whole.training._replace(offloaded=True), batch).total
+    assert changes(whole, peak)[0].flags == "--model.gradient_checkpointing offload"
+    there = whole._replace(training=whole.training._replace(offloaded=True))
+    assert all("checkpointing" not in change.flags for change in changes(there, peak))
 
 
 def test_operations_are_four_for_each_weight_and_token_and_six_with_recomputation() -> None:

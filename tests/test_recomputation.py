@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from reference import random_pairs
@@ -14,6 +15,8 @@ from training import GradientRecorder, loader, make_trainer
 
 from orpo_lightning import PreferenceDataModule, PreferenceModule, recomputation
 from orpo_lightning.callbacks import RunHeader
+from orpo_lightning.errors import UsageError
+from orpo_lightning.modeling import enable_checkpointing
 from orpo_lightning.planning.base import shared_prefix
 from orpo_lightning.planning.checkpointing import Choice
 from orpo_lightning.planning.peak import plan
@@ -88,6 +91,61 @@ def test_layers_that_are_recomputed_run_twice_and_the_others_once(four_layers: s
     runs[:] = [0] * 4
     module.objective(module.forward(batch)).loss.backward()
     assert runs == [2, 1, 1, 1]
+
+
+def test_with_offload_each_layer_starts_from_what_was_moved_out_and_the_gradients_stay(
+    four_layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.Size] = []
+
+    class MovedOut(torch.autograd.graph.saved_tensors_hooks):
+        """Stands for `save_on_cpu`, whose pinned memory needs a GPU."""
+
+        def __init__(self, pin_memory: bool, device_type: str) -> None:
+            def pack(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+                moved.append(tensor.shape)
+                return tensor.detach().numpy().copy()
+
+            super().__init__(pack, torch.from_numpy)
+
+    monkeypatch.setattr("transformers.modeling_utils.save_on_cpu", MovedOut)
+    batch = next(iter(loader(random_pairs(2, 100), 2)))
+
+    def gradients(*, offloaded: bool) -> list[torch.Tensor]:
+        lightning.seed_everything(3)
+        module = PreferenceModule(four_layers, lora_r=2, lora_dropout=0.0, lora_init="gaussian")
+        module.configure_model()
+        module.forward(batch)  # with the self-check
+        recomputation.apply(module.model, Choice(4, 4, True, "", offloaded=offloaded))
+        moved.clear()
+        module.objective(module.forward(batch)).loss.backward()
+        return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+
+    kept = gradients(offloaded=False)
+    assert not moved
+    for one, other in zip(gradients(offloaded=True), kept, strict=True):
+        assert torch.equal(one, other)
+    assert moved == [(*batch.model_inputs["input_ids"].shape, 64)] * 4
+
+
+def test_offload_on_a_cpu_is_refused_with_what_to_set(four_layers: str) -> None:
+    module = PreferenceModule(four_layers, lora_r=2, gradient_checkpointing="offload")
+    with pytest.raises(UsageError, match=r"found cpu, which has no other; set true, auto or false"):
+        module.configure_model()
+
+
+def test_offload_that_transformers_does_not_have_is_refused(
+    tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, "activation_checkpointing_enable", lambda **_: None)
+    enable_checkpointing(model)
+    # As its signature was before transformers had it.
+    monkeypatch.setattr(
+        model, "activation_checkpointing_enable", lambda activation_checkpointing_kwargs=None: None
+    )
+    with pytest.raises(UsageError, match=r"offload is not in transformers 5\."):
+        enable_checkpointing(model, offload=True)
 
 
 def test_auto_recomputes_nothing_where_all_fits_and_says_so_once(

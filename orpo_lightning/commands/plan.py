@@ -107,7 +107,8 @@ def subject_of(config: Any, base: Any = None) -> Subject:
         "lora_variant": ours.lora_variant,
         "trained_rows": len(ours.trainable_tokens or []),
         "optimizer": optimizer_of(ours.optimizer),
-        "gradient_checkpointing": bool(ours.gradient_checkpointing),  # auto: all, for the largest batch
+        # auto: all layers, for the largest batch
+        "gradient_checkpointing": ours.gradient_checkpointing or False,
         "accumulate": trainer.get("accumulate_grad_batches", 1),
     }
     precision = trainer.get("precision")

@@ -132,6 +132,7 @@ class Training(NamedTuple):
         dropout: whether LoRA has any.
         optimizer: what updates the weights.
         recomputed: how many layers, from the first on, are recomputed in the backward pass.
+        offloaded: whether what they are recomputed from waits in the host's memory.
         accumulated: whether gradients of earlier micro-batches are kept while a batch is worked on.
         dora: whether magnitudes are trained too.
         trained_rows: tokens whose rows of embedding and head are trained.
@@ -152,6 +153,7 @@ class Training(NamedTuple):
     trained_rows: int = 0
     attention: str = "sdpa"
     device: str = "cuda"
+    offloaded: bool = False
 
     @property
     def lean(self) -> bool:

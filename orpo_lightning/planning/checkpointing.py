@@ -19,6 +19,8 @@ class Choice(NamedTuple):
     fits: bool
     """Whether the step fits, with this choice."""
     reason: str
+    offloaded: bool = False
+    """Whether what they are recomputed from waits in the host's memory."""
 
     def is_recomputed(self, layer: int) -> bool:
         """Tell whether layer number `layer`, from 0 on, is recomputed."""
@@ -26,7 +28,7 @@ class Choice(NamedTuple):
 
 
 def choose_checkpointing(model: Model, training: Training, batch: Batch, budget_bytes: int) -> Choice:
-    """Recompute no layer more than the memory asks for.
+    """Recompute no layer more than the memory asks for, and offload only where all of them are not enough.
 
     The first layers are those to recompute: when their turn comes in the backward pass, all that the later
     ones kept is free again, so that what a recomputed layer needs for a moment adds nothing to the peak.
@@ -39,16 +41,16 @@ def choose_checkpointing(model: Model, training: Training, batch: Batch, budget_
     """
     layers = len(model.layers)
 
-    def peak(recomputed: int) -> int:
-        return plan(model, training._replace(recomputed=recomputed), batch).total
+    def peak(recomputed: int, *, offloaded: bool = False) -> int:
+        found = training._replace(recomputed=recomputed, offloaded=offloaded)
+        return plan(model, found, batch).total
 
     none, every = peak(0), peak(layers)
     have = f"{budget_bytes / GIB:.1f} GiB"
     if none <= budget_bytes:
         return Choice(0, layers, True, f"{none / GIB:.1f} of {have} are needed without recomputation")
     if every > budget_bytes:
-        reason = f"even with all layers recomputed {every / GIB:.1f} GiB are needed, there are {have}"
-        return Choice(layers, layers, False, reason)
+        return _offload(every, peak(layers, offloaded=True), training.device, layers, budget_bytes)
     low, high = 0, layers  # low does not fit, high does, and more never needs more
     while high - low > 1:
         middle = (low + high) // 2
@@ -59,3 +61,13 @@ def choose_checkpointing(model: Model, training: Training, batch: Batch, budget_
         True,
         f"{none / GIB:.1f} GiB without, {every / GIB:.1f} with all layers recomputed, there are {have}",
     )
+
+
+def _offload(every: int, offloaded: int, device: str, layers: int, budget_bytes: int) -> Choice:
+    """Return the last resort: what layers are recomputed from leaves the device, if it has one of its own."""
+    needed = f"even with all layers recomputed {every / GIB:.1f} GiB are needed"
+    have = f"there are {budget_bytes / GIB:.1f} GiB"
+    if device != "cuda":
+        return Choice(layers, layers, False, f"{needed}, {have}")
+    needed += f", {offloaded / GIB:.1f} if what they start from waits in RAM"
+    return Choice(layers, layers, offloaded <= budget_bytes, f"{needed}, {have}", offloaded=True)

@@ -116,6 +116,8 @@ def _changed(kind: str, facts: Facts, now: Change, budget: int) -> Change | None
     training, layers = now.training, len(facts.model.layers)
     if kind == "recompute" and training.recomputed < layers:
         return Change(f"{_FLAGS[kind]} true", training._replace(recomputed=layers), now.batch)
+    if kind == "recompute" and training.device == "cuda" and not training.offloaded:
+        return Change(f"{_FLAGS[kind]} offload", training._replace(offloaded=True), now.batch)
     if kind == "batch":
         return _smaller_batch(facts, now, budget)
     if kind == "quantise" and training.quantization != "nf4" and training.lora_r:

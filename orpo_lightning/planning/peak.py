@@ -159,7 +159,7 @@ def _keep(parts: Parts, model: Model, training: Training, batch: Batch, number: 
     """Add what a layer keeps from its forward pass on."""
     layer = model.layers[number]
     if number < training.recomputed:
-        held = batch.tokens * model.hidden * training.weight_bytes
+        held = 0 if training.offloaded else batch.tokens * model.hidden * training.weight_bytes
         if training.quantization == "int8":
             held += batch.tokens * activations.kept_by_int8(layer, training)
         return parts._replace(activations=parts.activations + held)

@@ -107,7 +107,7 @@ def answer(subject: Subject, gpu: Gpu) -> Answer:
     device = gpu.device()
     batch, as_set = subject.largest(), subject.training(device)
     choice = choose_checkpointing(subject.model, as_set, batch, gpu.bytes)
-    training = as_set._replace(recomputed=choice.recomputed) if subject.automatic else as_set
+    training = _as_chosen(as_set, choice) if subject.automatic else as_set
     found = plan(subject.model, training, batch)
     rate = None
     if gpu.teraflops:
@@ -124,6 +124,10 @@ def answer(subject: Subject, gpu: Gpu) -> Answer:
         tokens_per_second=rate,
         hours=_hours(subject, rate),
     )
+
+
+def _as_chosen(training: Training, choice: Choice) -> Training:
+    return training._replace(recomputed=choice.recomputed, offloaded=choice.offloaded)
 
 
 def largest_batch(subject: Subject, training: Training, budget: int) -> int:
@@ -181,6 +185,7 @@ def _gpu_json(found: Answer) -> dict[str, Any]:
         "fits": found.fits,
         "largest_batch": found.largest_batch,
         "recomputed_layers": found.checkpointing.recomputed,
+        "offloaded": found.checkpointing.offloaded,
         "fits_with_recomputation": found.checkpointing.fits,
         "tokens_per_second": found.tokens_per_second,
         "hours": found.hours,
@@ -214,6 +219,8 @@ def recomputation(choice: Choice) -> str:
     """Say how many layers must be recomputed."""
     if not choice.fits:
         return "does not fit"
+    if choice.offloaded:
+        return "all, offload"
     if choice.recomputed in (0, choice.layers):
         return "all layers" if choice.recomputed else "none"
     return f"{choice.recomputed} of {choice.layers}"

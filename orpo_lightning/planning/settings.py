@@ -20,7 +20,7 @@ def training_of(
     lora_variant: str = "lora",
     trained_rows: int = 0,
     optimizer: Optimizer | None = None,
-    gradient_checkpointing: bool = True,
+    gradient_checkpointing: bool | str = True,
     layers: int = 0,
     accumulate: int = 1,
     attention: str = "sdpa",
@@ -37,7 +37,7 @@ def training_of(
         lora_variant: dora has magnitudes.
         trained_rows: how many `trainable_tokens` there are.
         optimizer: torch's AdamW where left out.
-        gradient_checkpointing: whether all layers are recomputed.
+        gradient_checkpointing: whether all layers are recomputed; offload: from the host's memory.
         layers: how many the model has.
         accumulate: micro-batches to an optimizer step.
         attention: resolved.
@@ -61,6 +61,7 @@ def training_of(
         trained_rows=trained_rows,
         attention=attention,
         device=device,
+        offloaded=gradient_checkpointing == "offload",
     )
 
 
