@@ -61,7 +61,7 @@ def build(
 
 
 def _offloads(settings: Mapping[str, Any], device: torch.device) -> bool:
-    """Tell whether recomputed layers start from the host's memory, as set; auto decides when the run is known."""
+    """Tell whether recomputed layers start from the host's memory, as set; auto decides later."""
     if settings["gradient_checkpointing"] != "offload":
         return False
     if device.type in ("cpu", "mps"):
