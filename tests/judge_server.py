@@ -52,14 +52,13 @@ class _Handler(BaseHTTPRequestHandler):
             }
             with (self.server.folder / "requests").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        try:
-            self._answer(body, settings, fault)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
+        time.sleep(fault.get("seconds", settings.get("seconds", 0)))
+        # Before anything is sent: with the answer in hand, its client may ask again at once.
+        with self.server.lock:
+            self.server.now -= 1
+        self._answer(body, settings, fault)
 
     def _answer(self, body: Any, settings: Any, fault: Any) -> None:
-        time.sleep(fault.get("seconds", settings.get("seconds", 0)))
         if settings.get("key") and self.headers.get("Authorization") != f"Bearer {settings['key']}":
             sent = str(self.headers.get("Authorization"))
             self._send(401, json.dumps({"error": f"wrong key {sent}"}).encode())

@@ -15,6 +15,7 @@ FLOORS = {
     "adapter_state": 0,
     "hardware": 0,
     "logps": 0,
+    "vocabulary_blocks": 0,
     "intervals": 0,
     "base_logps": 1,
     "bootstrap": 1,
