@@ -130,7 +130,8 @@ def paint(found: dict[str, Any], path: Path) -> None:
             low, high = values["median"] - values["min"], values["max"] - values["median"]
             colour = "C0" if side == "ours" else "0.65"
             axis.bar(label, values["median"], color=colour, yerr=[[low], [high]], capsize=3)
-            axis.annotate(f"{values['median']:,.3g}", (label, values["max"]), ha="center", va="bottom")
+            number = f"{values['median']:,.0f}" if values["median"] >= 100 else f"{values['median']:.3g}"
+            axis.annotate(number, (label, values["max"]), ha="center", va="bottom")
         axis.set_title(_FIGURES[name], fontsize="medium")
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
