@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,14 +75,8 @@ class _CachedJacobian(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, target_ids: Tensor, head: Head, rows: int, linear: LinearHead | None
-    ) -> Tensor:
-        logps, jacobian = (
-            _by_rows(hidden, target_ids, head, rows)
-            if linear is None
-            else blocked_logps(hidden, target_ids, linear, with_jacobian=True)
-        )
+    def forward(ctx: Any, hidden: Tensor, target_ids: Tensor, both: Callable[..., Any]) -> Tensor:
+        logps, jacobian = both(hidden, target_ids)
         ctx.save_for_backward(jacobian)
         return logps
 
@@ -90,7 +85,7 @@ class _CachedJacobian(torch.autograd.Function):
         (jacobian,) = ctx.saved_tensors
         # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is
         # rounded.
-        return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None, None, None
+        return (grads[0][:, None] * jacobian).to(jacobian.dtype), None, None
 
 
 def _by_rows(hidden: Tensor, target_ids: Tensor, head: Head, rows: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +144,10 @@ def target_logps(
         return hidden.sum(1).float()
     linear = linear if linear is not None and linear.takes_blocks(hidden) else None
     if head_is_frozen and hidden.requires_grad and torch.is_grad_enabled():
-        return _CachedJacobian.apply(hidden, target_ids, head, rows, linear)
+        both: Callable[..., Any] = partial(_by_rows, head=head, rows=rows)
+        if linear is not None:
+            both = partial(blocked_logps, head=linear, with_jacobian=True)
+        return _CachedJacobian.apply(hidden, target_ids, both)
     if linear is not None:
         return blocked_logps(hidden, target_ids, linear, with_jacobian=False)[0]
     parts = list(zip(hidden.split(rows), target_ids.split(rows), strict=True))

@@ -108,7 +108,7 @@ def subject_of(config: Any, base: Any = None) -> Subject:
         "trained_rows": len(ours.trainable_tokens or []),
         "optimizer": optimizer_of(ours.optimizer),
         # auto: all layers, for the largest batch
-        "gradient_checkpointing": ours.gradient_checkpointing or False,
+        "gradient_checkpointing": ours.gradient_checkpointing,
         "accumulate": trainer.get("accumulate_grad_batches", 1),
     }
     precision = trainer.get("precision")
