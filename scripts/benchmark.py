@@ -93,7 +93,12 @@ def _add_train(benchmarks: Any) -> None:
     add("--quantization", choices=("none", "nf4"), default="none", help="of the frozen weights")
     add("--lora-r", type=int, default=16, help="rank of LoRA on the seven projections")
     add("--dropout", type=float, default=0.0, help="of LoRA; above 0 the losses cannot be compared")
-    add("--gradient-checkpointing", action="store_true", help="recompute activations, on both sides")
+    add(
+        "--gradient-checkpointing",
+        choices=("none", "all", "trl"),
+        default="none",
+        help="on which sides activations are recomputed; trl: on TRL's alone, whose default it is",
+    )
     add("--allocators", default="neutral,default", help="settings of the C allocator, some of these")
     add("--cores", type=int, default=2, help="cores, and threads, of every side")
     add("--seed", type=int, default=7, help="of lengths, words, weights and order")

@@ -17,6 +17,11 @@ _FIGURES = {
     "first_step_seconds": "first step done, s after the start",
     "first_step_after_call_seconds": "first step done, s after the call",
 }
+_RECOMPUTING = {
+    "none": "nothing",
+    "all": "activations",
+    "trl": "activations on TRL's side, as is its default",
+}
 _RATIO_OF = {
     "peak_memory_above_model_mb": "peak_memory_above_model",
     "train_tokens_per_second": "train_pairs_per_second",
@@ -86,7 +91,7 @@ def _print_head(found: dict[str, Any]) -> None:
     lora = f"LoRA r = {settings['lora_r']}, dropout {settings['dropout']:g}"
     pairs = f"{settings['lengths']}, {settings['tokens_per_pair']:g} tokens a pair"
     batch = f"{settings['batch']} pairs x {settings['accumulate']}, layout {found['layout']}"
-    print(f"{size}; {lora}; {pairs}; {batch}")
+    print(f"{size}; {lora}; {pairs}; {batch}; recomputing {_RECOMPUTING[settings['gradient_checkpointing']]}")
     if warning := disturbed(found["share_of_cores_taken_by_others"]):
         print(warning)
 

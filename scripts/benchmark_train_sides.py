@@ -53,7 +53,10 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     kept.clear()
     watch.validation(lambda: trainer.validate(module, datamodule=data, verbose=False))
     found = watch.figures() | {"losses": losses, "validation_losses": mean_of(kept), "order": order}
-    found["layout"] = dict(module.describe()).get("layout", "padded")
+    found |= {
+        "layout": dict(module.describe()).get("layout", "padded"),
+        "recomputes": _recomputes(module.model),
+    }
     tables = (data.train_dataset, data.validation_dataset)
     return found | _told_apart(*([table[index] for index in range(len(table))] for table in tables))
 
@@ -99,7 +102,7 @@ def _module(job: dict[str, Any], kept: list[dict[str, Any]]) -> Any:
         lora_alpha=job["lora_r"],
         lora_dropout=job["dropout"],
         lora_targets=_SEVEN,
-        gradient_checkpointing=job["gradient_checkpointing"],
+        gradient_checkpointing=job["gradient_checkpointing"] == "all",
         objective=ORPO(beta=BETA),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=_LEARNING_RATE, weight_decay=0.0),
         schedule="constant",
@@ -198,9 +201,13 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     losses = means_by_step([_sums(metrics, "") for metrics in kept], job["accumulate"])
     kept.clear()
     watch.validation(trainer.evaluate)
-    found = watch.figures() | {"losses": losses}
+    found = watch.figures() | {"losses": losses, "recomputes": _recomputes(trainer.model)}
     found["validation_losses"] = mean_of([_sums(metrics, "eval_") for metrics in kept])
     return found | _told_apart(_pairs(trainer.train_dataset), _pairs(trainer.eval_dataset))
+
+
+def _recomputes(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _arguments(job: dict[str, Any], last_step: int) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def _arguments(job: dict[str, Any], last_step: int) -> dict[str, Any]:
         "per_device_train_batch_size": job["batch"],
         "per_device_eval_batch_size": job["validation_batch"],
         "gradient_accumulation_steps": job["accumulate"],
-        "gradient_checkpointing": job["gradient_checkpointing"],
+        "gradient_checkpointing": job["gradient_checkpointing"] != "none",
         "max_steps": last_step,
         "learning_rate": _LEARNING_RATE,
         "weight_decay": 0.0,

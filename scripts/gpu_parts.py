@@ -133,7 +133,7 @@ class Suite:
     def _train(self, length: int, quantization: str, *, checkpointing: bool) -> dict[str, Any]:
         """Train on both sides; return their figures and how near ours come to the machine's peak."""
         options = self._options(length, quantization)
-        options.gradient_checkpointing = checkpointing
+        options.gradient_checkpointing = "all" if checkpointing else "none"
         lengths = full_pairs(length, pairs_needed(options), options.seed)
         # The model is written once: seven billion weights take their time.
         with workplace(options, lengths, self.out / _BASE) as place:

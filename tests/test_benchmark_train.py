@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 from transformers import LlamaConfig
+from trl.experimental.orpo import ORPOConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -71,6 +72,19 @@ def test_other_pairs_are_told(found: dict[str, dict[str, Any]]) -> None:
 def test_log_probabilities_are_trls_in_every_step_and_in_validation(found: dict[str, dict[str, Any]]) -> None:
     work = equal_work(found["ours"], found["trl"], ("odds_ratio_loss", "logps/chosen", "logps/rejected"))
     assert max(work.values()) <= 1e-5
+
+
+def test_activations_are_recomputed_on_the_sides_asked_for(
+    found: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert not found["ours"]["recomputes"]
+    assert not found["trl"]["recomputes"]
+    assert ORPOConfig(str(tmp_path), use_cpu=True).gradient_checkpointing, "said to be TRL's default"
+    words = ["train", *TINY, "--steps", "1", "--gradient-checkpointing"]
+    for sides, expected in (("trl", [False, True]), ("all", [True, True])):
+        with workplace(benchmark.parse([*words, sides, "--out", str(tmp_path)])) as place:
+            job = place.job | {"started": 0.0}
+            assert [SIDES[side](job)["recomputes"] for side in ("ours", "trl")] == expected
 
 
 @pytest.mark.parametrize("without", ABLATIONS)
