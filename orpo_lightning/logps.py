@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from orpo_lightning.batching.base import Normalisers, PairBatch
-from orpo_lightning.vocabulary_blocks import LinearHead, blocked_logps
-
-Head = Callable[[Tensor], Tensor]
-"""Hidden states (n, H) → logits (n, V), each row by itself."""
+from orpo_lightning.head import Head
+from orpo_lightning.vocabulary_blocks import blocked_logps, takes_blocks
 
 CHUNK_BYTES = 128 * 2**20
 """Size of the fp32 logits held at a time; backward of a chunk needs about three times as much."""
@@ -60,7 +58,7 @@ def chunk_rows(vocabulary: int) -> int:
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
-def rows_logps(hidden: Tensor, target_ids: Tensor, head: Head) -> Tensor:
+def rows_logps(hidden: Tensor, target_ids: Tensor, head: Head | nn.Module) -> Tensor:
     """Return log p(target) (n,) fp32 of hidden states (n, H) through the whole head at once."""
     logits = head(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -117,39 +115,32 @@ def _values_and_jacobian(hidden: Tensor, target_ids: Tensor, head: Head) -> tupl
     return values, negative.neg_()
 
 
-def target_logps(
-    hidden: Tensor,
-    target_ids: Tensor,
-    head: Head,
-    *,
-    rows: int,
-    head_is_frozen: bool,
-    linear: LinearHead | None = None,
-) -> Tensor:
+def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int) -> Tensor:
     """Return log p(target) for each hidden state, `rows` of them or a block of the vocabulary at a time.
+
+    A frozen head gives the cached row Jacobian (no gradient reaches it), in blocks of its columns where
+    `takes_blocks` says so; a trained one is run once more in the backward pass, chunk by chunk, so that its
+    own weights get their gradient.
 
     Args:
         hidden: (N, H), the state each target is predicted from.
         target_ids: (N,) int64.
-        head: the vocabulary projection with whatever follows it (bias, soft-cap, scale).
+        head: the vocabulary projection with whatever follows it.
         rows: rows of logits held at a time.
-        head_is_frozen: True takes the cached row Jacobian (no gradient reaches the head); False recomputes
-            each chunk in the backward pass, so that the head's own weights get their gradient.
-        linear: a frozen head once more, where it is but a linear layer: a CPU takes it in blocks of columns.
 
     Returns:
         (N,) fp32 (fp64 for fp64 logits).
     """
     if target_ids.shape[0] == 0:
         return hidden.sum(1).float()
-    linear = linear if linear is not None and linear.takes_blocks(hidden) else None
-    if head_is_frozen and hidden.requires_grad and torch.is_grad_enabled():
+    in_blocks = takes_blocks(head, hidden)
+    if head.is_frozen and hidden.requires_grad and torch.is_grad_enabled():
         both: Callable[..., Any] = partial(_by_rows, head=head, rows=rows)
-        if linear is not None:
-            both = partial(blocked_logps, head=linear, with_jacobian=True)
+        if in_blocks:
+            both = partial(blocked_logps, head=head, with_jacobian=True)
         return _CachedJacobian.apply(hidden, target_ids, both)
-    if linear is not None:
-        return blocked_logps(hidden, target_ids, linear, with_jacobian=False)[0]
+    if in_blocks:
+        return blocked_logps(hidden, target_ids, head, with_jacobian=False)[0]
     parts = list(zip(hidden.split(rows), target_ids.split(rows), strict=True))
     if not torch.is_grad_enabled():
         return torch.cat([rows_logps(states, ids, head) for states, ids in parts])

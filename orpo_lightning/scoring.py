@@ -12,11 +12,11 @@ from transformers import PretrainedConfig
 
 from orpo_lightning.batching.base import PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD, SharedPrefix
-from orpo_lightning.logps import Head, PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
+from orpo_lightning.head import Head
+from orpo_lightning.logps import PairLogps, chunk_rows, pair_logps, rows_logps, target_logps
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.sharding import run_whole
 from orpo_lightning.shared_attention.interface import attending_by
-from orpo_lightning.vocabulary_blocks import LinearHead
 
 
 class Scorer(NamedTuple):
@@ -26,9 +26,6 @@ class Scorer(NamedTuple):
     """The whole causal language model, called only where `head` is None."""
     backbone: nn.Module | None = None
     head: Head | None = None
-    head_is_frozen: bool = True
-    linear: LinearHead | None = None
-    """The head once more, where it is frozen and but a linear layer."""
     why_full_logits: str | None = None
     """The reason, where the model cannot be taken apart."""
 
@@ -42,11 +39,7 @@ def take_apart(model: nn.Module) -> Scorer:
         return Scorer(causal, why_full_logits=f"{type(causal).__name__} does not name its parts ({error})")
     if projection is None or backbone is causal:
         return Scorer(causal, why_full_logits=f"{type(causal).__name__} does not name its backbone and head")
-    frozen = not any(parameter.requires_grad for parameter in projection.parameters())
-    scale, cap = _behind_projection(causal)
-    is_linear = frozen and type(projection) is nn.Linear and cap is None
-    linear = LinearHead(projection, scale) if is_linear else None
-    scorer = Scorer(causal, backbone, _head(projection, scale, cap), frozen, linear)
+    scorer = Scorer(causal, backbone, Head(projection, *_behind_projection(causal)))
     difference = _self_check(scorer)
     if difference is None:
         return scorer
@@ -61,17 +54,6 @@ def _behind_projection(causal: Any) -> tuple[float, float | None]:
     scale = float(getattr(causal, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     return scale, getattr(config, "final_logit_softcapping", None)
-
-
-def _head(projection: nn.Module, scale: float, cap: float | None) -> Head:
-    """Return hidden (n, H) → logits (n, V), scaled and capped."""
-
-    def head(hidden: Tensor) -> Tensor:
-        logits = projection(hidden)
-        logits = logits if scale == 1.0 else logits * scale
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return head
 
 
 @torch.no_grad()
@@ -137,8 +119,6 @@ def _score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | N
             batch.target_ids,
             scorer.head,
             rows=chunk_rows(scorer.model.config.get_text_config().vocab_size),
-            head_is_frozen=scorer.head_is_frozen,
-            linear=scorer.linear,
         )
     if not routed:
         return logps, None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from orpo_lightning.vocabulary_blocks import BLOCK
+from orpo_lightning.vocabulary_blocks import block_columns
 
 _HEAD_BYTES = 128 * 2**20  # logits held at a time
 _REPEATS = 3
@@ -71,7 +71,7 @@ def head(targets: int, width: int, vocabulary: int, device: str) -> list[Product
     On a CPU in blocks of columns, else of rows, as the head goes.
     """
     rows = targets if device == "cpu" else max(16, _HEAD_BYTES // (4 * vocabulary))
-    columns = BLOCK if device == "cpu" else vocabulary
+    columns = block_columns(targets) if device == "cpu" else vocabulary
     chunks = [min(rows, targets - start) for start in range(0, targets, rows)]
     blocks = [min(columns, vocabulary - start) for start in range(0, vocabulary, columns)]
     both = ([Product(m, width, n), Product(m, n, width)] for m in chunks for n in blocks)

@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "adapter_state": 0,
     "hardware": 0,
+    "head": 0,
     "logps": 0,
     "vocabulary_blocks": 0,
     "intervals": 0,

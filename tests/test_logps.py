@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from orpo_lightning.logps import Head, chunk_rows, rows_logps, target_logps
+from orpo_lightning.head import Head
+from orpo_lightning.logps import chunk_rows, rows_logps, target_logps
 
 HIDDEN, VOCABULARY, ROWS = 16, 50, 23
 
 
-def head_and_parameters(kind: str) -> tuple[Head, list[nn.Parameter]]:
+class ByRows(nn.Linear):
+    """A linear layer of another class, as a quantised one is: it does not go in blocks."""
+
+
+def head_of(kind: str, *, frozen: bool) -> Head:
     """Return a vocabulary projection with what some architecture puts behind it."""
     torch.manual_seed(3)
-    layer = nn.Linear(HIDDEN, VOCABULARY, bias=kind == "bias").double()
-    after: dict[str, Callable[[Tensor], Tensor]] = {
-        "plain": lambda logits: logits,
-        "bias": lambda logits: logits,
-        "soft-cap": lambda logits: torch.tanh(logits / 0.7) * 0.7,
-        "scale": lambda logits: logits * 0.0625,
-    }
-    return (lambda hidden: after[kind](layer(hidden))), list(layer.parameters())
+    layer = ByRows(HIDDEN, VOCABULARY, bias=kind == "bias").double().requires_grad_(not frozen)
+    return Head(layer, 0.0625 if kind == "scale" else 1.0, 0.7 if kind == "soft-cap" else None)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -39,33 +36,29 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 def test_chunks_give_the_log_probabilities_and_gradients_of_the_whole(
     kind: str, rows: int, frozen: bool
 ) -> None:
-    head, parameters = head_and_parameters(kind)
+    head = head_of(kind, frozen=frozen)
     hidden, ids, above = inputs()
     whole = rows_logps(hidden, ids, head)
-    expected = torch.autograd.grad(whole, [hidden, *parameters], above)
-    logps = target_logps(hidden, ids, head, rows=rows, head_is_frozen=frozen)
-    wanted = [hidden] if frozen else [hidden, *parameters]
+    wanted = [hidden] if frozen else [hidden, *head.projection.parameters()]
+    expected = torch.autograd.grad(whole, wanted, above)
+    logps = target_logps(hidden, ids, head, rows=rows)
     found = torch.autograd.grad(logps, wanted, above)
     assert torch.allclose(logps, whole, rtol=1e-12, atol=1e-12)
-    for one, other in zip(found, expected, strict=False):
+    for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_a_frozen_head_is_run_once_per_chunk_and_never_on_more_rows() -> None:
-    head, _ = head_and_parameters("plain")
+    head = head_of("plain", frozen=True)
     sizes: list[int] = []
-
-    def counting(hidden: Tensor) -> Tensor:
-        sizes.append(hidden.shape[0])
-        return head(hidden)
-
+    head.projection.register_forward_pre_hook(lambda _, states: sizes.append(states[0].shape[0]))
     hidden, ids, above = inputs()
-    target_logps(hidden, ids, counting, rows=10, head_is_frozen=True).backward(above)
+    target_logps(hidden, ids, head, rows=10).backward(above)
     assert sizes == [10, 10, 3]
 
 
 def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass() -> None:
-    head, _ = head_and_parameters("plain")
+    head = head_of("plain", frozen=True)
     hidden, ids, _ = inputs()
     kept: list[tuple[int, ...]] = []
 
@@ -74,7 +67,7 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        target_logps(hidden, ids, head, rows=100, head_is_frozen=True)
+        target_logps(hidden, ids, head, rows=100)
     assert kept
     # Chunks are freed within the forward pass; what outlives it is saved last.
     assert kept[-1] == (ROWS, HIDDEN)
@@ -82,7 +75,7 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass() -> None:
 
 def test_no_target_gives_an_empty_result_that_still_reaches_the_graph() -> None:
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
-    logps = target_logps(hidden, torch.zeros(0, dtype=torch.int64), lambda h: h, rows=4, head_is_frozen=True)
+    logps = target_logps(hidden, torch.zeros(0, dtype=torch.int64), Head(nn.Identity()), rows=4)
     assert logps.shape == (0,)
     assert logps.requires_grad
 

@@ -70,7 +70,8 @@ def test_log_probabilities_and_gradients_equal_one_sequence_at_a_time(family: st
     pairs = random_pairs(5, 128)
     scorer = take_apart(model)
     assert scorer.why_full_logits is None
-    assert scorer.head_is_frozen is (trained == "lora")
+    assert scorer.head is not None
+    assert scorer.head.is_frozen is (trained == "lora")
     policy = score(scorer, pad_pairs(pairs, pad_id=2))
     sums = [pair_sums(model, pair) for pair in pairs]
     for name in ("chosen_sum", "rejected_sum", "prompt_sum"):
@@ -92,7 +93,8 @@ def test_a_lora_wrapped_head_takes_the_recomputing_path_and_gets_its_gradient() 
     )
     pairs = random_pairs(3, 128)
     scorer = take_apart(model)
-    assert not scorer.head_is_frozen
+    assert scorer.head is not None
+    assert not scorer.head.is_frozen
     found = gradients(model, loss_of(score(scorer, pad_pairs(pairs, pad_id=0))))
     assert any("lm_head" in name for name in found)
     assert_same(found, gradients(model, reference_loss(model, pairs)), 1e-5)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from orpo_lightning.logps import chunk_rows
 from orpo_lightning.planning import activations, weights
 from orpo_lightning.planning.base import Batch, Model, Training
-from orpo_lightning.vocabulary_blocks import BLOCK
+from orpo_lightning.vocabulary_blocks import block_columns
 
 _FP32 = 4
 # Tensors as large as a chunk of logits, all fp32. Of a frozen head: logits and softmax. Where autograd finds
@@ -121,7 +121,8 @@ def _at_head(parts: Parts, model: Model, training: Training, batch: Batch) -> It
     single = training.weight_bytes == training.compute_bytes == _FP32 and not training.autocast
     if frozen and training.device == "cpu" and single and not model.softcap:
         # The block, its share of the Jacobian, and the sum of these.
-        numbers = batch.targets * (min(BLOCK, model.vocabulary) + 2 * model.hidden)
+        columns = min(block_columns(batch.targets), model.vocabulary)
+        numbers = batch.targets * (columns + 2 * model.hidden)
         yield "head", parts._replace(head=parts.head + _FP32 * numbers)
         return
     rows = min(chunk_rows(model.vocabulary), batch.targets)
