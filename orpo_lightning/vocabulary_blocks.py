@@ -20,7 +20,7 @@ from orpo_lightning.head import Head
 MOST_COLUMNS = 2048
 _FEWEST_COLUMNS = 256
 _LOGITS = 2**20
-"""In a block: 4 MB, which stay in a desktop's cache."""
+"""In a block, where it has not the fewest columns: 4 MB, which stay in a desktop's cache."""
 
 
 def block_columns(rows: int) -> int:

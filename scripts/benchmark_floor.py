@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from orpo_lightning.logps import chunk_rows
 from orpo_lightning.vocabulary_blocks import block_columns
 
-_HEAD_BYTES = 128 * 2**20  # logits held at a time
 _REPEATS = 3
 _PEAK_PRODUCTS = 10
 
@@ -70,7 +70,7 @@ def head(targets: int, width: int, vocabulary: int, device: str) -> list[Product
 
     On a CPU in blocks of columns, else of rows, as the head goes.
     """
-    rows = targets if device == "cpu" else max(16, _HEAD_BYTES // (4 * vocabulary))
+    rows = targets if device == "cpu" else chunk_rows(vocabulary)
     columns = block_columns(targets) if device == "cpu" else vocabulary
     chunks = [min(rows, targets - start) for start in range(0, targets, rows)]
     blocks = [min(columns, vocabulary - start) for start in range(0, vocabulary, columns)]

@@ -207,7 +207,9 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recomputes(model: Any) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    from orpo_lightning.sharding import recomputable
+
+    return any(layer.gradient_checkpointing for layer in recomputable(model))
 
 
 def _arguments(job: dict[str, Any], last_step: int) -> dict[str, Any]:
