@@ -131,7 +131,8 @@ def self_check(scorer: Scorer) -> str | None:
 
 def _compare(scorer: Scorer, batches: list[PairBatch]) -> str | None:
     (wanted, wanted_grads), (found, found_grads) = (_values(scorer, batch) for batch in batches)
-    sequences = batches[0].target_sequences
+    # Counted on the host: of CUDA's bincount a deterministic run is told that it is not.
+    wanted, found, sequences = (one.cpu() for one in (wanted, found, batches[0].target_sequences))
     counts = torch.bincount(sequences)
     # A mean over each sequence: under half precision a single token may be routed to another expert.
     gaps = torch.bincount(sequences, (found - wanted).abs()) / counts

@@ -152,19 +152,20 @@ def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int) -
 def pair_logps(logps: Tensor, batch: PairBatch, router_loss: Tensor | None = None) -> PairLogps:
     """Add up the targets' log-probabilities (N,) into those of the batch's pairs."""
     pairs = batch.num_pairs
-    answers, ids = batch.target_is_completion, batch.target_sequences
-    completion, prompt = ids[answers], ids[~answers]
-    sums = logps.new_zeros(2 * pairs).index_add(0, completion, logps[answers])
-    prompt_sum = logps.new_zeros(2 * pairs).index_add(0, prompt, logps[~answers])
-    counts = torch.bincount(completion, minlength=2 * pairs).to(logps.dtype)
-    prompt_counts = torch.bincount(prompt, minlength=2 * pairs).to(logps.dtype)
+    # Chosen answers, rejected answers, prompts. Picked by a mask, or counted by bincount, targets would make
+    # the host wait for a GPU between the forward and the backward pass.
+    place = batch.target_sequences + 2 * pairs * ~batch.target_is_completion
+    sums = logps.new_zeros(4 * pairs).index_add(0, place, logps)
+    counts = logps.new_zeros(4 * pairs).index_add(0, place, torch.ones_like(logps))
+    chosen, rejected, prompt, _ = sums.view(4, pairs).unbind()
+    chosen_tokens, rejected_tokens, prompt_tokens, _ = counts.view(4, pairs).unbind()
     return PairLogps(
-        chosen_sum=sums[:pairs],
-        rejected_sum=sums[pairs:],
-        prompt_sum=prompt_sum[:pairs],
-        chosen_tokens=counts[:pairs],
-        rejected_tokens=counts[pairs:],
-        prompt_tokens=prompt_counts[:pairs],
+        chosen_sum=chosen,
+        rejected_sum=rejected,
+        prompt_sum=prompt,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+        prompt_tokens=prompt_tokens,
         normalisers=batch.normalisers,
         router_loss=router_loss,
     )

@@ -105,6 +105,9 @@ def score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | No
 def _score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
     inputs = {**batch.model_inputs, "use_cache": False}
     plan: SharedPrefix | None = inputs.pop(KEYWORD, None)
+    if plan is not None:
+        # Without a mask transformers looks for packed sequences in the positions, which waits for the GPU.
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     routed = bool(getattr(scorer.model.config, "output_router_logits", False))
     if routed:
         inputs["output_router_logits"] = True
@@ -122,7 +125,7 @@ def _score_targets(scorer: Scorer, batch: PairBatch) -> tuple[Tensor, Tensor | N
         )
     if not routed:
         return logps, None
-    return logps, load_balancing_loss(scorer.model, output, inputs.get("attention_mask"), plan)
+    return logps, load_balancing_loss(scorer.model, output, batch.model_inputs.get("attention_mask"), plan)
 
 
 def load_balancing_loss(
