@@ -180,11 +180,11 @@ def _flash_attn_importable() -> bool:
         return False
     try:
         # A wheel built for another torch is installed and yet cannot be imported; find_spec would not tell.
-        importlib.import_module("flash_attn")
+        package = importlib.import_module("flash_attn")
     except ImportError as error:
         log.warning("package flash-attn is installed but cannot be imported, not used: %s", error)
         return False
-    return True
+    return hasattr(package, "flash_attn_varlen_func")  # FlashAttention-4 alone has the name, and not these
 
 
 def _at_least_ampere(device: Device) -> bool:

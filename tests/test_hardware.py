@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 
+from orpo_lightning import hardware
 from orpo_lightning.errors import SurroundingsError, UsageError
 from orpo_lightning.hardware import (
     Device,
@@ -177,3 +182,14 @@ def test_without_a_gpu_auto_takes_the_cpu_and_a_gpu_is_an_error(monkeypatch: pyt
     for accelerator in ("gpu", "cuda", "mps"):
         with pytest.raises(SurroundingsError, match=f"{accelerator} is not available: auto takes cpu"):
             detect_device(accelerator)
+
+
+def test_a_package_of_the_name_without_the_kernels_is_not_taken_for_flash_attn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = ModuleType("flash_attn")
+    package.__spec__ = ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    assert not hardware._flash_attn_importable()
+    package.flash_attn_varlen_func = print  # type: ignore[attr-defined]
+    assert hardware._flash_attn_importable()

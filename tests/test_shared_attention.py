@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,47 @@ def test_flex_attention_gives_the_output_of_attention_written_out(case: str) -> 
     ready = Recipe(**recipe, sinks=sinks[0] if sinks else None)
     found = packed.attend_flex(query, key, value, make_plan(RAGGED), ready)
     torch.testing.assert_close(found, written_out(leaves, RAGGED, recipe).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["narrow values", "wide values", "all"])
+def test_flex_attention_is_called_as_its_kernels_for_training_can_run(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, calls = packed._flex("cpu"), []
+
+    def spy(*tensors: Tensor, **settings: Any) -> Any:
+        calls.append((min(tensor.shape[-1] for tensor in tensors), settings["kernel_options"]))
+        return function(*tensors, **settings)
+
+    monkeypatch.setattr(packed, "_flex", lambda device: spy)
+    leaves, recipe = make_inputs(case, RAGGED)
+    query, key, value, *sinks = (leaf.detach() for leaf in leaves)
+    ready = Recipe(**recipe, sinks=sinks[0] if sinks else None)
+    assert packed.attend_flex(query, key, value, make_plan(RAGGED), ready).shape[-1] == value.shape[-1]
+    assert calls == [(16, {"FORCE_USE_FLEX_ATTENTION": True})]
+
+
+def test_grouped_heads_are_repeated_where_cuda_would_write_their_scores_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def repeats(dtype: torch.dtype, capability: tuple[int, int]) -> bool:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        return rows._takes_equal_heads(SimpleNamespace(device=torch.device("cuda"), dtype=dtype))  # type: ignore[arg-type]
+
+    assert not repeats(torch.bfloat16, (8, 0))
+    assert repeats(torch.float32, (9, 0))
+    assert repeats(torch.float16, (7, 5))
+    assert not rows._takes_equal_heads(torch.zeros(1))
+
+
+def test_packages_are_told_of_a_deterministic_run() -> None:
+    recipe = Recipe(0.5)
+    assert "deterministic" not in packed._flash_settings(recipe)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert packed._flash_settings(recipe)["deterministic"] is True
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("backend", ["slices", "rows"])

@@ -94,7 +94,8 @@ def flash_attention() -> Check:
     """Look whether the package flash-attn can be used."""
     if importlib.util.find_spec("flash_attn") is None:
         return Check("flash-attn", "ok", "not installed: torch's own kernels are used")
-    importlib.import_module("flash_attn")
+    if not hasattr(importlib.import_module("flash_attn"), "flash_attn_varlen_func"):
+        return Check("flash-attn", "ok", "not of generation 2: torch's own kernels are used")
     return Check("flash-attn", "ok", "installed")
 
 

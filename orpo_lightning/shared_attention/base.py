@@ -39,6 +39,10 @@ def same_dtype(*tensors: Tensor) -> list[Tensor]:
 def same_width(*tensors: Tensor, multiple: int = 1) -> list[Tensor]:
     """Fill the last dimension with zeros up to the widest of them: neither scores nor values change."""
     width = max(tensor.shape[-1] for tensor in tensors)
-    width += -width % multiple
-    pad = torch.nn.functional.pad
-    return [t if t.shape[-1] == width else pad(t, (0, width - t.shape[-1])) for t in tensors]
+    return [at_least(tensor, width + -width % multiple) for tensor in tensors]
+
+
+def at_least(tensor: Tensor, width: int) -> Tensor:
+    """Fill the last dimension with zeros where it is narrower."""
+    missing = width - tensor.shape[-1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing > 0 else tensor

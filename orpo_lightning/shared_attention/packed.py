@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from orpo_lightning.batching.shared_prefix import SharedPrefix
-from orpo_lightning.shared_attention.base import Recipe, same_width
+from orpo_lightning.shared_attention.base import Recipe, at_least, same_width
 from orpo_lightning.shared_attention.rows import row_of_query
 
 Kernel = Callable[..., Tensor]
 """Called with packed q, k, v, where their sequences end, the longest of each, and a recipe."""
+# Heads that FlexAttention's kernels take.
+_NARROWEST = 16
+_VARIANTS = 64
 
 
 def attend_packed(
@@ -48,20 +51,25 @@ def _window(recipe: Recipe) -> tuple[int, int]:
     return (-1, 0) if recipe.window is None else (recipe.window - 1, 0)
 
 
+def _flash_settings(recipe: Recipe) -> dict[str, Any]:
+    settings = {"causal": True, "window_size": _window(recipe), "softmax_scale": recipe.scale}
+    # Unlike torch's own the packages have to be told; the first releases have no such argument.
+    deterministic = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
+    return {**settings, "softcap": recipe.softcap or 0.0, **deterministic}
+
+
 def flash_attention_2(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Tensor:
     """Run package flash-attn (2.1 or newer: earlier ones align the causal mask to the first query)."""
     *ends, recipe = where
     function = importlib.import_module("flash_attn").flash_attn_varlen_func
-    settings = {"softmax_scale": recipe.scale, "softcap": recipe.softcap or 0.0}
-    return function(q, k, v, *ends, causal=True, window_size=_window(recipe), **settings)
+    return function(q, k, v, *ends, **_flash_settings(recipe))
 
 
 def flash_attention_3(q: Tensor, k: Tensor, v: Tensor, *where: Any) -> Tensor:
     """Run FlashAttention-3."""
     *ends, recipe = where
     function = importlib.import_module("flash_attn_interface").flash_attn_varlen_func
-    settings = {"softmax_scale": recipe.scale, "softcap": recipe.softcap or 0.0}
-    output = function(q, k, v, *ends, causal=True, window_size=_window(recipe), **settings)
+    output = function(q, k, v, *ends, **_flash_settings(recipe))
     return output[0] if isinstance(output, tuple) else output  # early releases add the log-sum-exp
 
 
@@ -84,6 +92,8 @@ def has_torch_varlen() -> bool:
 def attend_flex(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe: Recipe) -> Tensor:
     """Return (1, T, H, value width) of (1, heads, T, width): the row against itself, nothing gathered."""
     cap = recipe.softcap or 0.0
+    width = value.shape[-1]
+    query, key, value = (at_least(tensor, _NARROWEST) for tensor in (query, key, value))
 
     def bend(score: Tensor, *_: Tensor) -> Tensor:
         return torch.tanh(score / cap) * cap
@@ -93,20 +103,30 @@ def attend_flex(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, r
         "block_mask": _block_mask(plan, recipe.window, query.device),
         "scale": recipe.scale,
         "enable_gqa": query.shape[1] != key.shape[1],
+        # Of few queries (the self-check's batch) torch would run the kernel for decoding, which is another
+        # than that of training, and which fails for four and more query heads to a key head (torch 2.13).
+        "kernel_options": {"FORCE_USE_FLEX_ATTENTION": True},
     }
     if recipe.sinks is None:
-        return _flex(query.device.type)(query, key, value, **settings).transpose(1, 2)
+        return _flex(query.device.type)(query, key, value, **settings)[..., :width].transpose(1, 2)
     auxiliary = importlib.import_module("torch.nn.attention.flex_attention").AuxRequest(lse=True)
     output, found = _flex(query.device.type)(query, key, value, return_aux=auxiliary, **settings)
     share = torch.sigmoid(found.lse - recipe.sinks[None, :, None].to(found.lse.dtype))
-    return (output * share[..., None].to(output.dtype)).transpose(1, 2)
+    return (output * share[..., None].to(output.dtype))[..., :width].transpose(1, 2)
 
 
 @lru_cache
 def _flex(device: str) -> Callable[..., Any]:
     function = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
     # Uncompiled it holds all scores, which is right for a test only; a CPU has no compiled backward pass.
-    return torch.compile(function) if device == "cuda" else function
+    if device != "cuda":
+        return function
+    # A kernel is compiled for each kind of layer (window, heads), with and without gradients, for the check
+    # and for training: more than dynamo's eight, behind which it would run uncompiled without a word.
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
+    setattr(config, limit, max(getattr(config, limit), _VARIANTS))
+    return torch.compile(function)
 
 
 def _block_mask(plan: SharedPrefix, window: int | None, device: torch.device) -> Any:
@@ -116,6 +136,7 @@ def _block_mask(plan: SharedPrefix, window: int | None, device: torch.device) ->
         starts = plan.key_ends.long().diff() - plan.query_ends.long().diff()  # 0, or the rejected's prompt
         place = torch.arange(len(row), device=row.device) - plan.query_ends.long()[row] + starts[row]
         in_prompt = place < starts[row | 1]
+        row, place = row.int(), place.int()  # (T, T) of these are made, for a moment
 
         def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             gap = place[q] - place[k]

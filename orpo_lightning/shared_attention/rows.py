@@ -19,7 +19,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: SharedPrefix, recipe
         output = _written_out(query, key, value, mask, recipe)
     else:
         # Padding stands to the right of every real query: being causal hides it, and no mask is needed.
-        if mask is not None or key.shape[-1] != value.shape[-1] or key.shape[-1] > 256:
+        unlike = mask is not None or key.shape[-1] != value.shape[-1] or key.shape[-1] > 256
+        if unlike or _takes_equal_heads(query):
             key, value = _as_many_heads(query, key, value)
         output = scaled_dot_product_attention(
             query,
@@ -71,6 +72,14 @@ def _window_mask(plan: SharedPrefix, window: int, device: torch.device) -> Tenso
         square = torch.ones(plan.longest, plan.longest, dtype=torch.bool, device=device)
         plan.derived[name] = square.tril() & square.triu(1 - window)
     return plan.derived[name]
+
+
+def _takes_equal_heads(query: Tensor) -> bool:
+    """Tell whether CUDA has no FlashAttention for it: grouped heads would have all their scores kept."""
+    if query.device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(query.device)
+    return query.dtype not in (torch.float16, torch.bfloat16) or capability < (8, 0)
 
 
 def _as_many_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
