@@ -10,6 +10,7 @@ import torch
 from orpo_lightning import hardware, modeling, sharding
 from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import apply_loftq, keep_initial_adapter
+from orpo_lightning.planning.checkpointing import can_offload
 
 
 class Policy(NamedTuple):
@@ -64,7 +65,7 @@ def _offloads(settings: Mapping[str, Any], device: torch.device) -> bool:
     """Tell whether recomputed layers start from the host's memory, as set; auto decides later."""
     if settings["gradient_checkpointing"] != "offload":
         return False
-    if device.type in ("cpu", "mps"):
+    if not can_offload(device.type):
         raise UsageError(
             "model.gradient_checkpointing: offload moves from a GPU's memory to the host's, found "
             f"{device.type}, which has no other; set true, auto or false"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from orpo_lightning.errors import UsageError
-from orpo_lightning.modeling import causal_model, enable_checkpointing
+from orpo_lightning.modeling import causal_model, enable_checkpointing, knows_offload
 from orpo_lightning.planning import weights
 from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import Choice, choose_checkpointing
@@ -54,6 +54,9 @@ def choose(trainer: Any, module: Any, layout: str) -> Choice:
     if trainer.world_size > 1:  # DDP's own copy of all gradients
         budget -= weights.gradient_bytes(model, training)
     choice = choose_checkpointing(model, training, batch, budget)
+    if choice.offloaded and not knows_offload(causal_model(module.model)):
+        reason = f"{choice.reason}; this transformers has no offload"
+        choice = choice._replace(offloaded=False, fits=False, reason=reason)
     if choice.recomputed and layers != choice.layers:
         reason = f"{choice.reason}; this architecture recomputes all layers or none"
         return choice._replace(recomputed=layers, layers=layers, reason=reason)

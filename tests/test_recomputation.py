@@ -148,6 +148,17 @@ def test_offload_that_transformers_does_not_have_is_refused(
         enable_checkpointing(model, offload=True)
 
 
+def test_auto_does_not_choose_the_offload_that_transformers_does_not_have(
+    four_layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = Choice(4, 4, True, "even with all layers too much", offloaded=True)
+    monkeypatch.setattr(recomputation, "choose_checkpointing", lambda *_: choice)
+    monkeypatch.setattr(recomputation, "knows_offload", lambda model: False)
+    caplog.set_level("INFO", logger="orpo_lightning")
+    assert flags(fit_auto(four_layers, tmp_path)) == [True] * 4
+    assert "all layers (even with all layers too much; this transformers has no offload)" in caplog.text
+
+
 def test_auto_recomputes_nothing_where_all_fits_and_says_so_once(
     four_layers: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

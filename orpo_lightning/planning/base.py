@@ -138,6 +138,7 @@ class Training(NamedTuple):
         trained_rows: tokens whose rows of embedding and head are trained.
         attention: sdpa, flash_attention_2 or eager.
         device: cuda, mps or cpu: some kernels keep other things on a CPU.
+        scales_loss: whether a scaler multiplies the loss (16-mixed).
     """
 
     quantization: str
@@ -154,6 +155,7 @@ class Training(NamedTuple):
     attention: str = "sdpa"
     device: str = "cuda"
     offloaded: bool = False
+    scales_loss: bool = False
 
     @property
     def lean(self) -> bool:

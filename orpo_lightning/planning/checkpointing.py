@@ -27,6 +27,11 @@ class Choice(NamedTuple):
         return layer < self.recomputed
 
 
+def can_offload(device: str) -> bool:
+    """Tell whether a device has a memory of its own, so that what is kept in the host's is not in it."""
+    return device not in ("cpu", "mps")
+
+
 def choose_checkpointing(model: Model, training: Training, batch: Batch, budget_bytes: int) -> Choice:
     """Recompute no layer more than the memory asks for, and offload only where all of them are not enough.
 
@@ -67,7 +72,7 @@ def _offload(every: int, offloaded: int, device: str, layers: int, budget_bytes:
     """Return the last resort: what layers are recomputed from leaves the device, if it has one of its own."""
     needed = f"even with all layers recomputed {every / GIB:.1f} GiB are needed"
     have = f"there are {budget_bytes / GIB:.1f} GiB"
-    if device != "cuda":
+    if not can_offload(device):
         return Choice(layers, layers, False, f"{needed}, {have}")
     needed += f", {offloaded / GIB:.1f} if what they start from waits in RAM"
     return Choice(layers, layers, offloaded <= budget_bytes, f"{needed}, {have}", offloaded=True)

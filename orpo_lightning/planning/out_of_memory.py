@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from orpo_lightning.planning.base import Batch, Model, Optimizer, Training
+from orpo_lightning.planning.checkpointing import can_offload
 from orpo_lightning.planning.gpus import GIB
 from orpo_lightning.planning.peak import plan
 
@@ -116,7 +117,7 @@ def _changed(kind: str, facts: Facts, now: Change, budget: int) -> Change | None
     training, layers = now.training, len(facts.model.layers)
     if kind == "recompute" and training.recomputed < layers:
         return Change(f"{_FLAGS[kind]} true", training._replace(recomputed=layers), now.batch)
-    if kind == "recompute" and training.device == "cuda" and not training.offloaded:
+    if kind == "recompute" and can_offload(training.device) and not training.offloaded:
         return Change(f"{_FLAGS[kind]} offload", training._replace(offloaded=True), now.batch)
     if kind == "batch":
         return _smaller_batch(facts, now, budget)

@@ -62,6 +62,7 @@ def training_of(
         attention=attention,
         device=device,
         offloaded=gradient_checkpointing == "offload",
+        scales_loss=normalize_precision(precision) == "16-mixed",
     )
 
 

@@ -162,11 +162,13 @@ def _state_bytes(shape: tuple[int, ...], training: Training, model: Model) -> in
 def update_bytes(model: Model, training: Training) -> int:
     """Return what the optimizer takes for the moment of its step.
 
-    torch's AdamW on CUDA updates all tensors at once and holds the root of every second moment while it does;
-    elsewhere it goes tensor by tensor. The 8-bit kernels need nothing.
+    Fused Adam and AdamW, which `schedules.fuse` takes but under a scaler, need nothing, nor do the 8-bit
+    kernels. Others update all tensors at once on CUDA and hold the root of every second moment while they do;
+    elsewhere they go tensor by tensor.
     """
     shapes, name = list(trained(model, training)), training.optimizer.name
-    if name in _EIGHT_BIT or name == "SGD":
+    is_fused = name in ("Adam", "AdamW") and not training.scales_loss
+    if name in _EIGHT_BIT or name == "SGD" or is_fused:
         return 0
     if training.optimizer.galore:
         return max(galore_update_bytes(shape, model, training) for shape in shapes)
