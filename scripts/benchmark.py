@@ -84,6 +84,7 @@ def _add_train(benchmarks: Any) -> None:
     add("--accumulate", type=int, help="micro-batches in a step; 1, with --ablate 4")
     add("--validation-batch", type=int, help="pairs in a batch of validation; twice --batch")
     add("--validation-pairs", type=int, default=24, help="pairs to validate on")
+    add("--validation-sample", type=int, help="how many of them ours draws and validates on; all of them")
     add("--steps", type=int, default=8, help="steps that are measured")
     add("--warmup", type=int, default=2, help="steps before them that are not")
     add("--runs", type=int, default=5, help="how often each side runs")
@@ -122,6 +123,9 @@ def _complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error(
             f"--validation-pairs: expected a multiple of {options.validation_batch} (--validation-batch)"
         )
+    sample, most = options.validation_sample, options.validation_pairs
+    if sample is not None and not 2 <= sample <= most:
+        parser.error(f"--validation-sample: expected 2 to {most} (--validation-pairs), found {sample}")
     if unknown := set(options.allocators.split(",")) - {"neutral", "default"}:
         parser.error(f"--allocators: expected some of neutral, default, found {', '.join(sorted(unknown))}")
     if (

@@ -122,7 +122,8 @@ class Bench:
     def __init__(self, largest: Sequence[int], weights: int, dtype: torch.dtype, device: str) -> None:
         """Fill the operands."""
         sizes = (largest[0], max(largest[1], weights), largest[2])
-        self._pools = [torch.randn(size, device=device).to(dtype) for size in sizes]
+        # In their own dtype at once: of a model's weights a copy in fp32 would not fit every card.
+        self._pools = [torch.empty(size, device=device, dtype=dtype).normal_() for size in sizes]
         self._cursor = 0
         self._on_gpu = device == "cuda"
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -225,7 +226,8 @@ def run_fresh(
             ) from None
     if code != 0 or not result.is_file():
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-        raise SystemExit(f"{script.name} {job.get('side', '')} ended with {code}:\n{tail}")
+        how = "was killed, probably out of memory" if code == -signal.SIGKILL else f"ended with {code}"
+        raise SystemExit(f"{script.name} {job.get('side', '')} {how}:\n{tail}")
     return json.loads(result.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 

@@ -126,8 +126,10 @@ def workplace(
             write_pairs(scratch / f"{file}.jsonl", part, options.vocabulary, options.seed + len(file))
         job = _job(options, scratch, lengths) | {"model": str((model or scratch / "model").resolve())}
         place = Workplace(scratch, job, options.cores)
-        if not Path(job["model"]).is_dir():
-            place.run("base")
+        if not (target := Path(job["model"])).is_dir():
+            part = target.with_name(f"{target.name}.part")
+            place.run("base", model=str(part))
+            part.rename(target)  # what was written half is not taken for a model
         yield place
 
 
@@ -144,8 +146,9 @@ def _lengths(options: argparse.Namespace, count: int) -> list[Lengths]:
 
 
 def _job(options: argparse.Namespace, scratch: Path, lengths: list[Lengths]) -> dict[str, Any]:
-    names = ("batch", "accumulate", "validation_batch", "warmup", "steps", "dropout", "lora_r", "dtype")
-    names += ("quantization", "gradient_checkpointing", "device", "seed", "profile", "vocabulary")
+    names = ("batch", "accumulate", "validation_batch", "validation_sample", "warmup", "steps", "dropout")
+    names += ("lora_r", "dtype", "quantization", "gradient_checkpointing", "device", "seed", "profile")
+    names += ("vocabulary",)
     paths = {"train": "train.jsonl", "validation": "validation.jsonl", "cache": "cache", "scratch": "trainer"}
     return {
         **{name: getattr(options, name) for name in names},
@@ -218,7 +221,7 @@ def _rates(found: dict[str, Any], job: dict[str, Any]) -> dict[str, float]:
         "train_pairs_per_second": len(measured) / found["seconds"],
         "train_tokens_per_second": sum(map(sum, measured)) / found["seconds"],
         "step_seconds": found["seconds"] / job["steps"],
-        "validation_pairs_per_second": len(found["validation_pairs"]) / found["validation_seconds"],
+        "validation_pairs_per_second": found["validated_pairs"] / found["validation_seconds"],
     }
 
 

@@ -33,6 +33,8 @@ def comparison(runs: dict[str, list[dict[str, Any]]], accumulate: int) -> dict[s
         over_floor = [run["ours"]["seconds"] / run["floor"]["seconds"] for run in taken]
         found.setdefault("step_over_matrix_products", {})[allocator] = spread(over_floor)
     first = next(iter(runs.values()))[0]
+    if first["ours"]["validated_pairs"] < first["trl"]["validated_pairs"]:
+        found["sampled_validation"] = {name: sampled_validation(taken) for name, taken in runs.items()}
     return found | {
         "equal_work": equal_work(first["ours"], first["trl"], COMPARED if accumulate == 1 else PAIRED),
         "layout": first["ours"]["layout"],
@@ -62,14 +64,37 @@ def ablation(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
+def sampled_validation(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a validation of ours on a sample takes of TRL's on all pairs, and what each found.
+
+    Values are of the first run; the NLL is not among them, since TRL's is a mean over batches.
+    """
+    ours, trl = runs[0]["ours"], runs[0]["trl"]
+    share = {
+        key: spread([run["ours"][key] / run["trl"]["validation_seconds"] for run in runs], 4)
+        for key in ("validation_seconds", "first_validation_seconds")
+    }
+    ends = ours["validation_intervals"]
+    values = {name: {"interval": ends[name], "all_pairs": trl["validation_losses"][name]} for name in PAIRED}
+    return {
+        "pairs": trl["validated_pairs"],
+        "sample": ours["validated_pairs"],
+        "share_of_trls_seconds": share["validation_seconds"],
+        "share_of_trls_seconds_with_the_base": share["first_validation_seconds"],
+        "values": values,
+    }
+
+
 def equal_work(
     one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...] = COMPARED
 ) -> dict[str, float]:
-    """Return how far the losses differ: in the first step, in any, and in the validation behind them."""
+    """Return how far the losses differ: in the first step, in any, and in a validation on the same pairs."""
     found = {
         "first_step": max(largest_difference(one["losses"][:1], other["losses"][:1], name) for name in names),
         "all_steps": max(largest_difference(one["losses"], other["losses"], name) for name in names),
     }
+    if one["validated_pairs"] != other["validated_pairs"]:
+        return found
     ends = ([one["validation_losses"]], [other["validation_losses"]])
     # The NLL of a whole validation is a mean over tokens here, and a mean of batches there.
     return found | {"validation": max(largest_difference(*ends, name) for name in PAIRED)}

@@ -65,7 +65,23 @@ def print_comparison(found: dict[str, Any]) -> None:
         text = "{median:.2f} ({min:.2f} to {max:.2f})".format(**over)
         verdict = _verdict(over["median"], ("<=", 1.25)) if wanted else ""
         print(f"  our step ({milliseconds:.0f} ms) / its bare matrix products: {text}{verdict}")
+        if "sampled_validation" in found:
+            _print_sampled(found["sampled_validation"][allocator], summary)
     _print_work(found["equal_work"], "TRL's")
+
+
+def _print_sampled(sampled: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Print what a sample costs beside all pairs, and whether its intervals hold their values."""
+    mine, theirs = (summary[side]["validation_seconds"]["median"] for side in ("ours", "trl"))
+    shares = [sampled[f"share_of_trls_seconds{which}"]["median"] for which in ("", "_with_the_base")]
+    print(
+        f"  validation of {sampled['pairs']:,} pairs by a sample of {sampled['sample']:,}: {mine:,.1f} s "
+        f"against {theirs:,.1f} s, {shares[0]:.1%} of TRL's time; a run's first, which asks the base too, "
+        f"{shares[1]:.1%}"
+    )
+    for name, value in sampled["values"].items():
+        low, high = value["interval"]
+        print(f"    {name:18} sample [{low:.5g}, {high:.5g}], TRL on all pairs {value['all_pairs']:.5g}")
 
 
 def print_ablation(found: dict[str, Any]) -> None:
@@ -98,7 +114,8 @@ def _print_head(found: dict[str, Any]) -> None:
 
 def _print_work(work: dict[str, float], whose: str) -> None:
     gaps = f"{work['first_step']:.1e} in the first step, {work['all_steps']:.1e} at most in any"
-    print(f"losses differ from {whose} by {gaps}, {work['validation']:.1e} in validation (relative)")
+    validation = f", {work['validation']:.1e} in validation" if "validation" in work else ""
+    print(f"losses differ from {whose} by {gaps}{validation} (relative)")
 
 
 def _rows(values: Any) -> str:
@@ -162,7 +179,11 @@ def paint_curve(found: dict[str, Any], path: Path) -> None:
         1, len(curves), figsize=(3.2 * len(curves), 3.2), sharey=True, constrained_layout=True
     )
     for axis, (name, points) in zip(axes, curves.items(), strict=True):
-        axis.plot([point["value"] for point in points], [point["ratio"] for point in points], "o-")
+        both = [point for point in points if "ratio" in point]
+        axis.plot([point["value"] for point in both], [point["ratio"] for point in both], "o-")
+        for point in points:
+            if "failed" in point:
+                axis.annotate("TRL failed", (point["value"], 1.05), ha="right", color="0.4")
         if name != "prompt share":
             axis.set_xscale("log", base=2)
         axis.set_xticks([point["value"] for point in points], [f"{point['value']:g}" for point in points])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from benchmark_process import do_job
-from benchmark_watch import BETA, Watch, mean_of, means_by_step
+from benchmark_watch import BETA, COMPARED, Watch, mean_of, means_by_step
 
 _LEARNING_RATE = 5e-5
 _SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -43,6 +43,9 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         default_root_dir=job["scratch"],
         **dict.fromkeys(quiet, False),
     )
+    # The Trainer brings model and optimizer to the host's memory when it has done a call, and back for the
+    # next: no part of a run that validates as it trains, and TRL's trainer leaves both where they are.
+    trainer.strategy.teardown = lambda: None  # type: ignore[method-assign]
     data.prepare_data()  # as TRL's constructor does
     watch.called()
     trainer.fit(module, datamodule=data)
@@ -54,10 +57,16 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     watch.validation(lambda: trainer.validate(module, datamodule=data, verbose=False))
     found = watch.figures() | {"losses": losses, "validation_losses": mean_of(kept), "order": order}
     found |= {
+        "validated_pairs": len(data.validation_dataset),
+        "validation_intervals": {
+            name: [float(trainer.callback_metrics[f"val_{end}/{name}"]) for end in ("ci_low", "ci_high")]
+            for name in COMPARED
+            if f"val_ci_low/{name}" in trainer.callback_metrics  # a single pair has none
+        },
         "layout": dict(module.describe()).get("layout", "padded"),
         "recomputes": _recomputes(module.model),
     }
-    tables = (data.train_dataset, data.validation_dataset)
+    tables = (data.train_dataset, data.validation_pairs.whole)
     return found | _told_apart(*([table[index] for index in range(len(table))] for table in tables))
 
 
@@ -73,7 +82,7 @@ def _data_module(job: dict[str, Any]) -> Any:
         max_length=job["max_length"],
         batch_size=job["batch"],
         validation_batch_size=job["validation_batch"],
-        validation_size=None,
+        validation_size=job["validation_sample"],
         # Without the planned order the pairs come as they stand in the file, not sorted within a step.
         shuffle=job["without"] != "sampler",
         seed=job["seed"],
@@ -202,6 +211,7 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     kept.clear()
     watch.validation(trainer.evaluate)
     found = watch.figures() | {"losses": losses, "recomputes": _recomputes(trainer.model)}
+    found["validated_pairs"] = len(trainer.eval_dataset)
     found["validation_losses"] = mean_of([_sums(metrics, "eval_") for metrics in kept])
     return found | _told_apart(_pairs(trainer.train_dataset), _pairs(trainer.eval_dataset))
 

@@ -15,12 +15,13 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"# GPU suite\n\n{header(found)}\n"]
     if peak := parts.get("peak", {}).get("flops_per_second"):
         lines.append(f"Products of large square matrices: {peak / 1e12:,.3g} TFLOP/s; MFU is of these.\n")
-    cells = {name: part for name, part in parts.items() if "ours" in part}
+    cells = {name: part for name, part in parts.items() if "ours" in part and "trl" in part}
     if cells:
         lines += [_cells(cells), *(_kernels(name, part) for name, part in cells.items())]
-    if "summary" in parts.get("tests", {}):
-        lines.append(f"## Tests\n\n{parts['tests']['summary']}\n")
-        lines += [f"- {line}" for line in parts["tests"]["failed"]]
+    for name, part in parts.items():
+        if "summary" in part:
+            lines.append(f"## Tests: {name}\n\n{part['summary']}\n")
+            lines += [f"- {line}" for line in part["failed"]]
     lines += [
         f"{name}: {part['error'].splitlines()[-1]}\n" for name, part in parts.items() if "error" in part
     ]
@@ -52,7 +53,7 @@ def _cells(cells: dict[str, Any]) -> str:
             *(f"{peak:.2f}" for peak in peaks),
             f"{part['step_over_matrix_products']:.2f}",
             mfu,
-            "all" if part["gradient_checkpointing"] else "nothing",
+            part["gradient_checkpointing"],
         )
         rows.append(f"| {name} | " + " | ".join(figures) + " |")
     return "\n".join(rows) + "\n"

@@ -23,7 +23,7 @@ from benchmark_floor import attention, frozen_linear, head, lora, products_of  #
 from benchmark_inputs import MIXES, Lengths, draw_lengths, read_lengths  # noqa: E402
 from benchmark_process import run_fresh  # noqa: E402
 from benchmark_train import ALLOCATORS, check_pairs, in_order, workplace  # noqa: E402
-from benchmark_train_figures import ABLATIONS, equal_work  # noqa: E402
+from benchmark_train_figures import ABLATIONS, equal_work, sampled_validation  # noqa: E402
 from benchmark_train_sides import SIDES  # noqa: E402
 
 TINY = ["--lengths", "short", "--model", "2x64", "--vocabulary", "500", "--cores", "1", "--runs", "1"]
@@ -92,6 +92,24 @@ def test_without_one_idea_the_losses_are_the_same(found: dict[str, dict[str, Any
     assert max(equal_work(found[without], found["ours"]).values()) <= 1e-5
 
 
+def test_a_sample_is_timed_against_all_pairs_and_its_losses_are_not_compared(
+    found: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    words = ["train", *TINY, "--steps", "1", "--accumulate", "2", "--validation-sample", "2"]
+    words += ["--out", str(tmp_path)]
+    with workplace(benchmark.parse(words)) as place:
+        ours = SIDES["ours"](place.job | {"started": 0.0})
+    trl = found["trl"] | {"validation_seconds": 4 * ours["validation_seconds"]}
+    assert ours["validation_pairs"] == trl["validation_pairs"], "the sample is drawn from the same pairs"
+    sampled = sampled_validation([{"ours": ours, "trl": trl}])
+    assert (sampled["sample"], sampled["pairs"]) == (2, 4)
+    assert sampled["share_of_trls_seconds"]["median"] == 0.25
+    for name, value in sampled["values"].items():
+        low, high = value["interval"]
+        assert low <= ours["validation_losses"][name] <= high
+    assert "validation" not in equal_work(ours | {"losses": trl["losses"]}, trl)
+
+
 def test_another_loss_is_told(found: dict[str, dict[str, Any]]) -> None:
     losses = [dict(step) for step in found["ours"]["losses"]]
     losses[-1]["loss"] *= 1.01
@@ -133,6 +151,12 @@ def test_a_last_batch_of_validation_that_trl_would_weigh_too_much_is_refused(
     with pytest.raises(SystemExit):
         benchmark.parse(["train", "--validation-pairs", "6"])
     assert "--validation-pairs: expected a multiple of 4" in capsys.readouterr().err
+
+
+def test_a_sample_of_more_pairs_than_there_are_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.parse(["train", "--validation-sample", "25"])
+    assert "--validation-sample: expected 2 to 24 (--validation-pairs), found 25" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "scripts" / "gpu_suite"
 sys.path.append(str(ROOT / "scripts"))
 
+import gpu_parts  # noqa: E402
 from gpu_parts import Suite, full_pairs  # noqa: E402
 from gpu_table import table  # noqa: E402
 
@@ -54,7 +55,7 @@ def test_a_part_writes_figures_and_table_and_leaves_nothing_else(tmp_path: Path)
 def test_parts_that_the_time_does_not_suffice_for_are_named(tmp_path: Path) -> None:
     suite = Suite(tmp_path, "cpu", SIZES, minutes=0)
     names = list(suite.parts())
-    assert names == ["peak", "bf16-64", "nf4-64", "tests", "bf16-96", "nf4-96"]
+    assert names == ["peak", "bf16-64", "nf4-64", "memory-plan", "layouts", "bf16-96", "nf4-96"]
     assert not suite.run(names)
     written = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert [part["error"] for part in written["parts"].values()] == ["no time left"] * len(names)
@@ -79,7 +80,7 @@ def test_the_table_has_a_row_for_each_cell_and_names_what_failed() -> None:
     }
     cell |= {
         "step_over_matrix_products": 1.31,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
         "kernels": {"ours": [kernel]},
     }
     facts = {
@@ -96,12 +97,32 @@ def test_the_table_has_a_row_for_each_cell_and_names_what_failed() -> None:
             "peak": {"flops_per_second": 7.9e14},
             "bf16-1024": cell,
             "nf4-1024": {"error": "Traceback:\nout of memory"},
-            "tests": {"summary": "12 passed", "failed": []},
+            "layouts": {"summary": "12 passed", "failed": []},
+            "nf4-2048": {name: value for name, value in cell.items() if name != "trl"}
+            | {"error": "TRL's time"},
         },
     }
     text = table(found)
     assert "790 TFLOP/s" in text
-    assert "| bf16-1024 | 6,000 | 12,000 | 2.00 | 6.50 | 6.50 | 1.31 | 46% | nothing |" in text
+    assert "| bf16-1024 | 6,000 | 12,000 | 2.00 | 6.50 | 6.50 | 1.31 | 46% | none |" in text
     assert "| 12.50 | 40% | 224 | `gemm` |" in text
     assert "nf4-1024: out of memory" in text
-    assert "12 passed" in text
+    assert "## Tests: layouts\n\n12 passed" in text
+    assert "nf4-2048: TRL's time" in text
+
+
+def test_tests_that_are_stopped_leave_what_they_had_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "test_slow.py"
+    slow.write_text(
+        "import time\n\nimport pytest\n\npytestmark = pytest.mark.gpu\n\n\n"
+        "def test_one():\n    pass\n\n\ndef test_two():\n    assert not 1\n\n\n"
+        "def test_three():\n    time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu_parts, "_TESTS", tmp_path)
+    monkeypatch.setattr(gpu_parts, "_TESTS_S", 15)
+    found = Suite(tmp_path, "cpu", SIZES, minutes=1).tests("test_slow.py")
+    assert found["error"] == "the tests were stopped, for want of time, behind 1 that passed"
+    assert len(found["failed"]) == 1
+    assert "test_two FAILED" in found["failed"][0]
