@@ -74,8 +74,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(words: list[str], args: list[str] | None) -> int:
-    # Told to every CPU run, but slow and not wrong is all it means.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Told to every CPU run, but slow and not wrong is all it means; and, of each layer in each pass, that
+    # int8 casts what it is given to half precision.
+    for name in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     if words[0] in COMMANDS:
         return COMMANDS[words[0]].run(words[1:])
     from orpo_lightning import cli

@@ -19,7 +19,7 @@ from orpo_lightning.batching.packing import FILLER
 from orpo_lightning.logps import PairLogps
 from orpo_lightning.objectives.base import Mean, ObjectiveOutput
 from orpo_lightning.sharding import is_sharded
-from orpo_lightning.weights_digest import weights_digest
+from orpo_lightning.weights_digest import sum_of_bits, weights_digest
 
 FOLDER = "base_logps"
 _SIDES = ("chosen", "rejected")
@@ -187,4 +187,4 @@ def _bits(tensor: Tensor) -> list[int]:
     """Return the sum of all values' bits, and some of them; whole numbers, so the same on every device."""
     bits = tensor.contiguous().view(_WHOLE[tensor.element_size()]).flatten()
     some = bits[:: max(1, len(bits) // 64)]
-    return [int(bits.sum(dtype=torch.int64)), *some.tolist()]
+    return [int(sum_of_bits(bits)), *some.tolist()]

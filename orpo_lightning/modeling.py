@@ -204,7 +204,7 @@ def enable_checkpointing(model: PreTrainedModel, *, offload: bool = False) -> No
     """
     kwargs, more = {"use_reentrant": False}, {"offload": True} if offload else {}
     enable = getattr(model, "activation_checkpointing_enable", None)
-    if offload and (enable is None or "offload" not in inspect.signature(enable).parameters):
+    if offload and not knows_offload(model):
         raise UsageError(
             f"model.gradient_checkpointing: offload is not in transformers {transformers.__version__}; "
             "update it, or set true"
@@ -216,6 +216,12 @@ def enable_checkpointing(model: PreTrainedModel, *, offload: bool = False) -> No
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     except ValueError as error:
         raise UsageError(f"model.gradient_checkpointing: {first_line(error)}; set it to false") from error
+
+
+def knows_offload(model: PreTrainedModel) -> bool:
+    """Tell whether this transformers can keep what layers are recomputed from in the host's memory."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    return enable is not None and "offload" in inspect.signature(enable).parameters
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -256,8 +262,9 @@ def add_lora(
     }
     if trainable_token_ids:
         settings["trainable_token_indices"] = _token_rows(model, trainable_token_ids)
-    # The same numbers on every rank, whatever was drawn before.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    # The same numbers on every rank and every device, whatever was drawn before: PEFT draws them on the
+    # default device, which is the rank's own while Lightning builds a model, and moves them to the layer's.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device("cpu"):
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, LoraConfig(**settings))
@@ -283,6 +290,11 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
             f"({rows:,} tokens): the tokenizer is not this model's"
         )
     layers = [embedding] if head.weight is embedding.weight else [embedding, head]
+    if head in layers and getattr(head, "bias", None) is not None:
+        raise UsageError(
+            f"model.trainable_tokens: the head of {type(model).__name__} has a bias, which PEFT leaves out "
+            "where it trains single rows; train without, or all weights (model.lora_r 0)"
+        )
     return {names[id(layer)]: list(ids) for layer in layers}
 
 

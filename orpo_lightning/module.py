@@ -18,6 +18,7 @@ from orpo_lightning.adapter_state import trained_parameters
 from orpo_lightning.base_logps import BaseLogps, with_change
 from orpo_lightning.batching import Layout, PairBatch
 from orpo_lightning.batching.shared_prefix import KEYWORD
+from orpo_lightning.errors import UsageError
 from orpo_lightning.initialization import check_initialization, check_lora
 from orpo_lightning.layouts import choose_layout
 from orpo_lightning.logps import PairLogps
@@ -243,6 +244,11 @@ class PreferenceModule(lightning.LightningModule):
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
         halves = [name for name, p in self.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
+        if halves and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UsageError(
+                f"model.dtype {self.hparams['dtype']}: a scaler (trainer.precision 16-mixed) cannot train "
+                "weights in half precision; set model.dtype float32, or auto"
+            )
         if halves:
             log.warning(
                 "%d trained weights are in half precision, small updates are lost: %s", len(halves), halves[0]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SUMMED = 2**24  # 128 MB of int64
+
 
 def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     """Return a hash of weights: of their names, shapes and the sums of their words.
@@ -39,4 +41,13 @@ def _sum_of_words(tensor: Tensor) -> Tensor:
     """Return the sum () int64 of a tensor's bytes, taken four at a time where they come so."""
     local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
     flat = local.contiguous().reshape(-1).view(torch.uint8)
-    return (flat.view(torch.int32) if flat.numel() % 4 == 0 else flat).sum(dtype=torch.int64)
+    return sum_of_bits(flat.view(torch.int32) if flat.numel() % 4 == 0 else flat)
+
+
+def sum_of_bits(numbers: Tensor) -> Tensor:
+    """Return the sum () int64 of whole numbers (n,), slice by slice: torch casts what it sums to int64 first.
+
+    Of an embedding at once that would be several GB.
+    """
+    sums = [part.sum(dtype=torch.int64) for part in numbers.split(_SUMMED)]
+    return torch.stack(sums).sum()

@@ -43,6 +43,16 @@ def test_a_loss_that_is_not_a_number_is_told(caplog: pytest.LogCaptureFixture) -
     assert len(watch(losses(*[2.0] * 10, float("nan")), caplog)) == 1
 
 
+def test_what_is_not_a_number_is_not_remembered_as_usual(caplog: pytest.LogCaptureFixture) -> None:
+    nan = float("nan")
+    (line,) = watch(losses(*[2.0] * 4, *[nan] * 4, *[2.0] * 5, 5.0), caplog)
+    assert line.startswith("step 28: loss 5, usual is 2")
+    caplog.clear()
+    values = [{"train/logps/chosen": value} for value in (nan, -1.0, -1.1, -0.9, -1.0, -1.2, -2.5)]
+    (line,) = watch(values, caplog)
+    assert "chosen tokens -2.5, -1 at the start" in line
+
+
 def test_ordinary_losses_and_few_of_them_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
     assert watch(losses(*[3.0, 2.0, 3.9, 2.5] * 10), caplog) == []
     assert watch(losses(1.0, 9.0, 1.0, 9.0), caplog) == []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from reference import random_pairs
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
 from training import loader, make_trainer
 
 from orpo_lightning import PreferenceModule
@@ -217,3 +218,21 @@ def test_a_stop_token_that_no_config_names_cannot_be_learned_by_lora_alone(tiny_
     assert unlearnable() == [5]
     assert unlearnable(5) == []
     assert unlearnable_stop_tokens(load_base(tiny_base), [5]) == []  # all weights are trained
+
+
+def test_single_rows_are_not_trained_where_peft_would_lose_the_heads_bias() -> None:
+    model = tiny_model("phi")
+    assert model.lm_head.bias is not None
+    settings: dict[str, Any] = {"r": 2, "alpha": 2, "dropout": 0.0, "targets": ["q_proj"]}
+    with pytest.raises(UsageError, match="the head of PhiForCausalLM has a bias"):
+        add_lora(model, variant="lora", init="default", trainable_token_ids=[5], **settings)
+
+
+def test_an_adapter_begins_with_the_same_values_whatever_the_default_device(tiny_base: str) -> None:
+    settings: dict[str, Any] = {"r": 2, "alpha": 2, "dropout": 0.0, "targets": ["q_proj"]}
+    plain, moved = load_base(tiny_base), load_base(tiny_base)
+    wanted = add_lora(plain, variant="lora", init="default", seed=3, **settings)
+    with torch.device("meta"):  # Lightning's is the rank's GPU
+        found = add_lora(moved, variant="lora", init="default", seed=3, **settings)
+    values = dict(wanted.named_parameters())
+    assert all(torch.equal(value, values[name]) for name, value in found.named_parameters())

@@ -343,3 +343,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(UsageError, match=word):
         PreferenceModule("no/such-model", **settings)
+
+
+def test_weights_in_half_precision_under_a_scaler_are_refused_with_what_to_set(tiny_base: str) -> None:
+    module = module_on(tiny_base, lora_r=0, dtype="float16")
+    trainer = make_trainer(precision="16-mixed")
+    with pytest.raises(UsageError, match=r"model.dtype float16: a scaler .* set model.dtype float32"):
+        trainer.fit(module, loader(random_pairs(4, 100), 2))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +282,21 @@ def test_where_the_base_cannot_be_had_back_no_change_is_logged(
     fit(tiny_base, tmp_path, watch, max_steps=2, **settings)
     assert "val/loss" in watch.values[0]
     assert not any("logps_change" in name for name in watch.values[0])
+
+
+def test_values_of_a_base_whose_config_uses_the_weights_otherwise_are_not_taken(
+    tiny_base: str, tmp_path: Path
+) -> None:
+    files = []
+    for theta in (10_000.0, 20_000.0):
+        base = tmp_path / f"{theta:g}"
+        shutil.copytree(tiny_base, base)
+        config = json.loads((base / "config.json").read_text())
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+        (base / "config.json").write_text(json.dumps(config))
+        fit(str(base), tmp_path, Watch(), max_steps=2)
+        files.append(len(list((tmp_path / "cache" / FOLDER).iterdir())))
+    assert files == [1, 2]
 
 
 def test_a_base_fingerprint_tells_weights_and_settings_apart_and_overlooks_the_adapter(

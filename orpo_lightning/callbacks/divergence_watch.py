@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from statistics import median
 from typing import Any
@@ -58,7 +59,8 @@ class DivergenceWatch(lightning.Callback):
 
     def _watch_loss(self, step: int, loss: float) -> None:
         usual = median(self._losses) if len(self._losses) >= _FEWEST else None
-        self._losses.append(loss)
+        if math.isfinite(loss):  # the median of a list with NaN is any of its values
+            self._losses.append(loss)
         self._say(
             "loss",
             usual is not None and not loss <= 2 * usual,
@@ -68,7 +70,7 @@ class DivergenceWatch(lightning.Callback):
 
     def _watch_chosen(self, step: int, chosen: float) -> None:
         if len(self._first) < _FEWEST // 2:
-            self._first.append(chosen)
+            self._first += [chosen] if math.isfinite(chosen) else []
             return
         start = median(self._first)
         self._say(

@@ -11,6 +11,7 @@ import torch
 
 from orpo_lightning.base_logps import FOLDER, BaseLogps, fingerprint, without_adapter
 from orpo_lightning.errors import UsageError
+from orpo_lightning.modeling import causal_model
 
 log = logging.getLogger(__name__)
 
@@ -182,8 +183,15 @@ def _open_base(trainer: lightning.Trainer, module: Any, data: Any) -> None:
         precision=trainer.precision,
         attention=module.attention_choice.value,
         quantization=module.hparams["quantization"],
+        config=_computation(causal_model(module.model).config),
     )
     module.base_logps = BaseLogps(data.cache_dir / FOLDER / f"{key[:32]}.npy", len(whole), of_pairs)
+
+
+def _computation(config: Any) -> dict[str, Any]:
+    """Return what a config says of how the weights are used (rotary positions, scales, windows): no paths."""
+    said = config.to_dict()
+    return {name: said[name] for name in said.keys() - {"_name_or_path", "transformers_version"}}
 
 
 def _keep_base(trainer: lightning.Trainer, module: Any) -> None:
