@@ -96,7 +96,7 @@ def attach(data: PreferenceDataModule, **trainer: Any) -> PreferenceDataModule:
 
 def test_files_become_tokenised_pairs_of_each_split(make: Any, tmp_path: Path) -> None:
     validation = write(tmp_path / "validation.jsonl", rows(5, first=9))
-    test = write(tmp_path / "test.jsonl", rows(7))
+    test = write(tmp_path / "test.jsonl", rows(7, first=14))
     data = ready(make(rows(9), validation=validation, test=test))
     assert [len(data.train_dataset), len(data.validation_dataset), len(data.test_dataset)] == [9, 5, 7]
     pair = data.train_dataset[4]
@@ -106,12 +106,26 @@ def test_files_become_tokenised_pairs_of_each_split(make: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_a_stage_reads_only_the_split_it_needs(stage: str, make: Any, tmp_path: Path) -> None:
+def test_a_stage_has_the_split_it_needs_alone(stage: str, make: Any, tmp_path: Path) -> None:
     split = {"validate": "validation", "test": "test"}[stage]
-    data = make(train="nowhere.jsonl", **{split: write(tmp_path / "other.jsonl", rows(3))})
+    others = {"validation": "nowhere.jsonl", "test": "nowhere.jsonl"}
+    data = make(rows(9), **others | {split: write(tmp_path / "other.jsonl", rows(3, first=9))})
     attach(data, state=SimpleNamespace(fn=stage))
     ready(data, stage)
     assert set(data.report()) == {split}
+    assert data.train_dataset is None
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_training_pairs_that_are_gone_say_why_a_stage_wants_them_and_how_it_does_without(
+    stage: str, make: Any, tmp_path: Path
+) -> None:
+    split = {"validate": "validation", "test": "test"}[stage]
+    other = {split: write(tmp_path / "other.jsonl", rows(3))}
+    message = rf"nowhere\.jsonl: no such file.* leave its pairs out of {split}; --data\.train null"
+    with pytest.raises(DataError, match=message):
+        ready(attach(make(train="nowhere.jsonl", **other), state=SimpleNamespace(fn=stage)), stage)
+    assert set(ready(make(**other), stage).report()) == {split}
 
 
 def test_the_token_limits_reach_the_tokenisation(make: Any) -> None:
@@ -630,7 +644,7 @@ def test_a_run_without_training_has_no_position(make: Any) -> None:
 # Lightning and its command line
 
 
-def test_a_trainer_validates_and_tests_without_reading_the_training_data(make: Any, tmp_path: Path) -> None:
+def test_a_trainer_validates_and_tests_without_training_data(make: Any, tmp_path: Path) -> None:
     class Counter(Recorder):
         pairs = 0
 
@@ -641,9 +655,9 @@ def test_a_trainer_validates_and_tests_without_reading_the_training_data(make: A
 
     file = write(tmp_path / "other.jsonl", rows(9))
     module = Counter()
-    trainer(tmp_path).validate(module, make(train="nowhere.jsonl", validation=file), verbose=False)
+    trainer(tmp_path).validate(module, make(validation=file), verbose=False)
     assert module.pairs == 9
-    trainer(tmp_path).test(module, make(train="nowhere.jsonl", test=file), verbose=False)
+    trainer(tmp_path).test(module, make(test=file), verbose=False)
     assert module.pairs == 18
 
 

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orpo_lightning import PreferenceCLI, PreferenceDataModule
 from orpo_lightning.__main__ import main
 from orpo_lightning.commands.evaluate import HELP
+from orpo_lightning.judging.pairs import held_out
+from orpo_lightning.using.trained import find
 from tests.judge_server import judge_server
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,17 @@ def test_the_figures_are_those_of_one_pair_at_a_time(
     assert found["logps_chosen"]["mean"] == pytest.approx(sum(c for c, _ in sums) / count, abs=1e-5)
     assert found["margin"]["mean"] == pytest.approx(sum(c - r for c, r in sums) / count, abs=1e-5)
     assert found["accuracy"]["mean"] == sum(c > r for c, r in sums) / count
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_pairs_that_the_run_was_trained_on_are_no_held_out_ones(
+    split: str, run: tuple[Path, Any], folder: Path
+) -> None:
+    trained = find(str(run[0]))
+    shared = str(write(folder / "shared.jsonl", range(130, 150)))  # it was trained on those before 140
+    data = {**trained.config["data"], "validation": None, "test": None, split: shared}
+    held = held_out(trained._replace(config={**trained.config, "data": data}), None, None)
+    assert held.pairs.places() == [f"{shared}:{line}" for line in range(11, 21)]
 
 
 def test_pairs_are_told_apart_by_agreement(report: dict[str, Any]) -> None:

@@ -252,6 +252,37 @@ def test_pairs_that_are_trained_on_are_taken_out_of_validation(make: Any, tmp_pa
         ready(make(train, validation=train))
 
 
+def test_validating_alone_leaves_out_the_same_pairs_and_draws_the_same_sample_as_training(
+    make: Any, tmp_path: Path
+) -> None:
+    train = lines(tmp_path / "t.jsonl", texts(20))
+    validation = lines(tmp_path / "v.jsonl", texts(30, first=10))
+    fitted, alone = (
+        ready(make(train, validation=validation, validation_size=8), stage) for stage in ("fit", "validate")
+    )
+    assert numbers(alone, alone.validation_pairs.whole) == list(range(20, 40))
+    assert numbers(alone, alone.validation_dataset) == numbers(fitted, fitted.validation_dataset)
+    assert alone.report()["validation"] == fitted.report()["validation"]
+
+
+@pytest.mark.parametrize("stage", ["test", None])
+def test_pairs_that_are_trained_on_are_taken_out_of_test(
+    stage: str | None, make: Any, tmp_path: Path
+) -> None:
+    train, test = lines(tmp_path / "t.jsonl", texts(5)), lines(tmp_path / "e.jsonl", texts(4, first=3))
+    data = ready(make(train, test=test), stage)
+    assert numbers(data, data.test_dataset) == [5, 6]
+    assert f"left out: 2 also in train (first {test}:1)" in str(data.report()["test"])
+    with pytest.raises(DataError, match=r"every test pair is also trained on; name other pairs$"):
+        ready(make(train, test=train), stage)
+
+
+def test_pairs_that_are_held_out_of_train_may_be_tested_on(make: Any, tmp_path: Path) -> None:
+    train = lines(tmp_path / "t.jsonl", texts(10))
+    data = ready(make(train, validation=0.3, test=train))
+    assert numbers(data, data.test_dataset) == numbers(data, data.validation_dataset)
+
+
 # Rows from code
 
 

@@ -36,7 +36,7 @@ def curate(table: PairTable, duplicates: str, contradictions: str) -> tuple[Pair
 
 
 def without_pairs_of(table: PairTable, train: PairTable) -> tuple[PairTable, Removed]:
-    """Return a validation table without the pairs that are trained on, and what was taken out."""
+    """Return a table of validation or test without the pairs that are trained on, and what was taken out."""
     removed: Removed = {}
     return _without(table, stands_in(table.keys, train.keys), IN_TRAIN, removed), removed
 

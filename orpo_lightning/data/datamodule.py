@@ -57,7 +57,8 @@ class PreferenceDataModule(LightningDataModule):
     Args:
         train: Pairs to train on: one source, or several, which are mixed.
         validation: Pairs to validate on, named like `train`; or a number between 0 and 1: that share of
-            `train`'s prompts is held out, so that no prompt is on both sides.
+            `train`'s prompts is held out, so that no prompt is on both sides. Pairs that are also in `train`
+            are left out, here and of `test`.
         test: Pairs for the test subcommand, named like `train`.
         mix: How several training sources are mixed: "proportional" uses every pair once per epoch, "equal"
             gives each source the same share. Weights of the sources' own are used where they are set.
@@ -244,7 +245,7 @@ class PreferenceDataModule(LightningDataModule):
             has_budget = self.hparams["tokens_per_batch"] is not None
             refuse_late_validation(self.trainer, pairs, self.split_of_steps(), has_budget=has_budget)
         if "validation" in splits:
-            self.validation_pairs = self.preparation.validation(beside_train="train" in splits)
+            self.validation_pairs = self.preparation.validation()
             self.resize_validation(self.measured_size or self.validation_size)
         if "test" in splits:
             self.test_dataset = self.preparation.test()

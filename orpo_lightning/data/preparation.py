@@ -19,7 +19,7 @@ from orpo_lightning.data.report import SplitReport, make_report
 from orpo_lightning.data.splits import split_by_prompt
 from orpo_lightning.data.table import Dropped, PairTable
 from orpo_lightning.data.validation import ValidationPairs
-from orpo_lightning.errors import DataError
+from orpo_lightning.errors import DataError, UserError
 
 Split = Literal["train", "validation", "test"]
 
@@ -67,8 +67,11 @@ class Preparation:
         self._removed: dict[Split, Removed] = {}
 
     def read(self, split: Split) -> None:
-        """Tokenise the sources of a split into the cache."""
-        self.usable("train" if split == "validation" and self._held_out else split)
+        """Tokenise the sources of a split into the cache, and those of train, which it is compared with."""
+        if split == "train" or (split == "validation" and self._held_out):
+            self.usable("train")
+        elif self.usable(split) is not None:
+            self._trained_on(split)
 
     @property
     def train(self) -> PairTable | None:
@@ -83,28 +86,18 @@ class Preparation:
         used = [(count, weight) for count, weight in zip(self.train.counts(), weights, strict=True) if count]
         return used if len(used) > 1 else None
 
-    def validation(self, *, beside_train: bool) -> ValidationPairs | None:
+    def validation(self) -> ValidationPairs | None:
         """Return the pairs to validate on and the sample of them; None where there are none.
 
-        Args:
-            beside_train: leave out pairs that are trained on; needs the training pairs.
+        Pairs that are trained on are left out, also where nothing is trained: `validate` has the pairs and
+        the sample of `fit`.
         """
-        table = self.held_out if self._held_out else self.usable("validation")
-        if table is None:
-            return None
-        if beside_train and not self._held_out and self.train is not None:
-            table, removed = without_pairs_of(table, self.train)
-            self._removed["validation"] = self._removed["validation"] | removed
-            if not len(table):
-                raise DataError(
-                    f"{table.name}: every validation pair is also trained on; name other pairs, "
-                    "or a share of train to hold out, such as data.validation 0.1"
-                )
-        return ValidationPairs(table, self._validation_size, self._seed)
+        table = self.held_out if self._held_out else self._untrained("validation")
+        return None if table is None else ValidationPairs(table, self._validation_size, self._seed)
 
     def test(self) -> PairTable | None:
-        """Return the pairs to test on; None where there are none."""
-        return self.usable("test")
+        """Return the pairs to test on, without those that are trained on; None where there are none."""
+        return self._untrained("test")
 
     @property
     def held_out(self) -> PairTable | None:
@@ -176,6 +169,36 @@ class Preparation:
             raise DataError(f"{table.name}: all pairs have the same prompt, so none can be held out")
         kept, held_out = split_by_prompt(prompts, self._held_out, self._seed)
         return table.select(kept), table.select(held_out)
+
+    def _untrained(self, split: Split) -> PairTable | None:
+        """Return the usable pairs of a split that are not trained on; None where there is no such split."""
+        table = self.usable(split)
+        train = None if table is None else self._trained_on(split)
+        if table is None or train is None:
+            return table
+        table, removed = without_pairs_of(table, train)
+        self._removed[split] = self._removed[split] | removed
+        if not len(table):
+            share = ", or a share of train to hold out, such as data.validation 0.1"
+            raise DataError(
+                f"{table.name}: every {split} pair is also trained on; name other pairs"
+                f"{share if split == 'validation' else ''}"
+            )
+        return table
+
+    def _trained_on(self, split: Split) -> PairTable | None:
+        """Return the pairs to train on, which another split is compared with.
+
+        Raises:
+            UserError: they cannot be read; says how to do without, as nobody asked for them.
+        """
+        try:
+            return self.train
+        except UserError as error:
+            raise type(error)(
+                f"{error} (data.train is read to leave its pairs out of {split}; --data.train null does "
+                "without, for `evaluate` --pairs)"
+            ) from error
 
     def _open(self, split: Split, parts: Sequence[Part]) -> PairTable:
         stored = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orpo_lightning.batching.base import TokenizedPair
+from orpo_lightning.data.arguments import share_or_source
 from orpo_lightning.data.datamodule import PreferenceDataModule
 from orpo_lightning.data.encoding import Encoder
 from orpo_lightning.data.rendering import Texts
@@ -62,7 +63,10 @@ def _of_training(trained: Trained) -> dict[str, Any]:
 
 
 def _dataset(settings: dict[str, Any], split: str) -> Sequence[TokenizedPair]:
-    data = PreferenceDataModule(**{**settings, "validation_size": None, "validation_budget": None})
+    whole = {**settings, "validation_size": None, "validation_budget": None}
+    if split == "test" or not isinstance(share_or_source(settings.get("validation")), float):
+        whole["train"] = None  # whether a pair was trained on does not matter to a comparison of two models
+    data = PreferenceDataModule(**whole)
     data.setup("test" if split == "test" else "validate")
     found: Any = data.test_dataset if split == "test" else data.validation_dataset
     return found

@@ -176,23 +176,26 @@ def test_d34_a_pair_and_its_reverse_are_warned_of_and_left_out_on_request(
         assert left_out(data) == [(f"{path}:1", reason), (f"{path}:41", reason)]
 
 
-def test_d35_pairs_that_are_trained_on_are_taken_out_of_validation_and_shared_prompts_warned_of(
-    prepare: Prepare, tmp_path: Path
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_d35_pairs_that_are_trained_on_are_taken_out_of_other_splits_and_shared_prompts_warned_of(
+    split: str, prepare: Prepare, tmp_path: Path
 ) -> None:
     train = write(tmp_path / "train.jsonl", texts())
     same_prompt = texts(1, first=5)[0] | {"chosen": "Another answer."}
-    validation = write(tmp_path / "validation.jsonl", [texts(1)[0], same_prompt, *texts(20, first=500)])
-    data = prepare(train, validation=validation)
+    other = write(tmp_path / "other.jsonl", [texts(1)[0], same_prompt, *texts(20, first=500)])
+    data = prepare(train, **{split: other})
     assert spoken(data) == said(texts())
-    assert spoken(data, "validation") == said([same_prompt, *texts(20, first=500)])
-    assert left_out(data) == [(f"{validation}:1", "also in train")]
-    found = examined(data)["across"]["train_validation"]
-    assert (found["shared_prompts"], found["validation_pairs_of_shared_prompts"], found["shared_pairs"]) == (
+    assert spoken(data, split) == said([same_prompt, *texts(20, first=500)])
+    assert left_out(data) == [(f"{other}:1", "also in train")]
+    report = examined(data)
+    found = report["across"][f"train_{split}"]
+    assert (found["shared_prompts"], found[f"{split}_pairs_of_shared_prompts"], found["shared_pairs"]) == (
         2,
         2,
         1,
     )
-    assert found["examples"] == [f"{validation}:1 and {train}:1", f"{validation}:2 and {train}:6"]
+    assert found["examples"] == [f"{other}:1 and {train}:1", f"{other}:2 and {train}:6"]
+    assert report["splits"][split]["rows"] == {"read": 22, "kept": 21, "left_out": 1}
 
 
 def test_d35_a_validation_set_of_nothing_else_is_an_error(prepare: Prepare, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from orpo_lightning.data.checks import ASKED_FOR
-from orpo_lightning.data.curation import without_pairs_of
 from orpo_lightning.data.health.distributions import share
 from orpo_lightning.data.health.split import SplitFacts
 from orpo_lightning.data.preparation import Preparation, Split
@@ -17,12 +16,12 @@ def gather(
 ) -> dict[str, SplitFacts]:
     """Open splits and return what is known of each that is there.
 
-    The whole of a split, not the sample that validation may draw. Pairs of validation that are trained on are
-    left out, as `fit` does.
+    The whole of a split, not the sample that validation may draw. Pairs of validation and test that are
+    trained on are left out, as `fit`, `validate` and `test` do.
 
     Args:
         preparation: of the data module.
-        splits: which to open; validation is compared with train, so it needs that too.
+        splits: which to open.
     """
     found: dict[str, SplitFacts | None] = {}
     if "train" in splits:
@@ -30,8 +29,7 @@ def gather(
     if "validation" in splits:
         found["validation"] = _of_validation(preparation)
     if "test" in splits:
-        table = preparation.test()
-        found["test"] = None if table is None else _with_sources(preparation, "test", table)
+        found["test"] = _untrained(preparation, "test", preparation.test())
     return {name: facts for name, facts in found.items() if facts is not None}
 
 
@@ -61,12 +59,14 @@ def _of_validation(preparation: Preparation) -> SplitFacts | None:
     held_out = preparation.held_out
     if held_out is not None:
         return SplitFacts(held_out, {}, rows_of(held_out), preparation.weights("train"), is_share=True)
-    whole = preparation.usable("validation")
-    if whole is None:
+    pairs = preparation.validation()
+    return _untrained(preparation, "validation", None if pairs is None else pairs.whole)
+
+
+def _untrained(preparation: Preparation, split: Split, table: PairTable | None) -> SplitFacts | None:
+    if table is None:
         return None
-    preparation.validation(beside_train=True)  # so that its list of what is left out has these pairs too
-    table = whole if preparation.train is None else without_pairs_of(whole, preparation.train)[0]
-    return _with_sources(preparation, "validation", table)._replace(whole=whole)
+    return _with_sources(preparation, split, table)._replace(whole=preparation.usable(split))
 
 
 def _with_sources(preparation: Preparation, split: Split, table: PairTable) -> SplitFacts:
