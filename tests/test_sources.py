@@ -229,6 +229,62 @@ def test_a_glob_and_a_folder_take_their_files_in_order_of_name(tmp_path: Path) -
         assert locate(str(name)) == [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("names", "found", "glob"),
+    [
+        (["train.jsonl", "test.jsonl"], "test (test.jsonl), train (train.jsonl)", "*train*"),
+        (
+            [f"train-0000{n}-of-00007.parquet" for n in range(7)] + ["test_prefs-00000-of-00001.parquet"],
+            "test (test_prefs-00000-of-00001.parquet), train (train-00000-of-00007.parquet, train-00001-of-"
+            "00007.parquet, train-00002-of-00007.parquet, train-00003-of-00007.parquet, train-00004-of-"
+            "00007.parquet, 2 more)",
+            "*train*",
+        ),
+        (
+            ["pairs.Dev.json", "pairs.json", "pairs_test.csv.gz"],
+            "validation (pairs.Dev.json), test (pairs_test.csv.gz)",
+            "*Dev*",
+        ),
+    ],
+)
+def test_a_folder_whose_files_are_of_several_splits_is_refused_with_the_way_to_name_one(
+    names: list[str], found: str, glob: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(lines(ROWS))
+    with pytest.raises(DataError, match=re.escape(f"one split, found files of {found}")) as caught:
+        locate(str(tmp_path))
+    assert str(caught.value).endswith(f"; name those of one, such as '{tmp_path}/{glob}'")
+    assert locate(f"{tmp_path}/{glob}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train-0.jsonl", "train-1.jsonl"], ["val.jsonl", "dev.jsonl"], ["latest.jsonl", "trainer.jsonl"]],
+)
+def test_a_folder_of_one_split_or_of_names_that_only_resemble_one_is_read(
+    names: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(lines(ROWS))
+    assert len(read(tmp_path)) == 4
+
+
+def test_one_split_of_a_folder_is_named_by_a_glob(tmp_path: Path) -> None:
+    for name, row in zip(("train.jsonl", "test.jsonl"), ROWS, strict=True):
+        (tmp_path / name).write_bytes(lines([row]))
+    assert read(tmp_path / "*train*") == ROWS[:1]
+
+
+def test_a_folder_without_a_file_names_those_of_its_folders_that_have_some(tmp_path: Path) -> None:
+    for name in ("data", "images", ".git"):
+        (tmp_path / name).mkdir()
+    for name in ("data", ".git"):
+        (tmp_path / name / "x.jsonl").write_bytes(lines(ROWS))
+    with pytest.raises(DataError, match=r"the folder holds no file .*not looked into: data: name one$"):
+        locate(str(tmp_path))
+
+
 def test_a_folder_that_datasets_saved_is_a_source(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     assert read(tmp_path / "saved") == ROWS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from orpo_lightning.errors import DataError, UsageError
 _SHOWN = 5
 # What `datasets` writes beside the rows.
 _OF_A_DATASET, _OF_ITS_SPLITS = "state.json", "dataset_dict.json"
+# Words in the names of files, and the split they speak of.
+_SPLIT_OF = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev", "eval"), "validation"
+)
 _ABOUT_DATA = {_OF_A_DATASET, _OF_ITS_SPLITS, "dataset_info.json", "dataset_infos.json"}
 
 
@@ -83,12 +88,37 @@ def _files_of_folder(path: Path, name: str, split: str | None) -> list[Path]:
         return [path / str(file["filename"]) for file in _read_list(path / _OF_A_DATASET, "_data_files")]
     files = _usable(content)
     if not files:
-        folders = _listed(
-            other.name for other in content if other.is_dir() and not other.name.startswith(".")
-        )
-        hint = f"; of its folders ({folders}) name one" if folders else ""
+        folders = _listed(other.name for other in content if _holds_data(other))
+        hint = f"; these folders in it do, and are not looked into: {folders}: name one" if folders else ""
         raise DataError(f"{name}: the folder holds no file ending in {KNOWN_ENDINGS}{hint}")
+    _refuse_several_splits(name, files)
     return files
+
+
+def _holds_data(path: Path) -> bool:
+    try:
+        return path.is_dir() and not path.name.startswith(".") and bool(_usable(path.iterdir()))
+    except OSError:  # it may not be entered
+        return False
+
+
+def _refuse_several_splits(name: str, files: Iterable[Path]) -> None:
+    """Stop where the names of a folder's files speak of several splits: its test would be trained on."""
+    found: dict[str, list[str]] = {}
+    words: dict[str, str] = {}
+    for path in files:
+        word = next((one for one in re.findall("[A-Za-z]+", path.name) if one.lower() in _SPLIT_OF), None)
+        if word is not None:
+            split = _SPLIT_OF[word.lower()]
+            found.setdefault(split, []).append(path.name)
+            words.setdefault(split, word)
+    if len(found) > 1:
+        splits = ", ".join(f"{split} ({_listed(names)})" for split, names in found.items())
+        example = Path(name) / f"*{words.get('train') or next(iter(words.values()))}*"
+        raise DataError(
+            f"{name}: expected a folder of one split, found files of {splits}; name those of one, such as "
+            f"'{example}'"
+        )
 
 
 def _chosen_split(path: Path, name: str, split: str | None) -> str:
