@@ -369,6 +369,8 @@ def test_a_chat_template_is_given_itself_or_as_a_file(folder: str, tmp_path: Pat
     assert load_tokenizer(folder).chat_template is None
     assert load_tokenizer(folder, chat_template=CHATML_TEMPLATE).chat_template == CHATML_TEMPLATE
     assert load_tokenizer(folder, chat_template=str(path)).chat_template == CHATML_TEMPLATE
+    path.write_text(CHATML_TEMPLATE, encoding="utf-8-sig")
+    assert load_tokenizer(folder, chat_template=str(path)).chat_template == CHATML_TEMPLATE
     with pytest.raises(UsageError, match=r"data\.chat_template: .*'chatnl'"):
         load_tokenizer(folder, chat_template="chatnl")
 

@@ -29,7 +29,7 @@ def read_template(template: str) -> str:
     path = Path(template).expanduser()
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")  # a byte order mark would stand in every prompt
     except (OSError, ValueError) as error:
         raise UsageError(f"data.chat_template: cannot read {template!r}: {first_line(error)}") from error
     close = difflib.get_close_matches(_plain(template), names, n=1)
