@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -18,22 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orpo_lightning.data import (
-    anchors,
-    control_tokens,
-    encoding,
-    limits,
-    messages,
-    records,
-    rendering,
-    scores,
-    screening,
-    shapes,
-    template_calls,
-    token_rules,
-    tokenization,
-    values,
-)
+from orpo_lightning.data.cache_key import cache_key
 from orpo_lightning.data.left_out import BROKEN, LeftOut
 from orpo_lightning.data.records import Records
 from orpo_lightning.data.sources import Rows
@@ -53,23 +37,6 @@ from orpo_lightning.full_disk import free_space
 
 _PLACES_KEPT = 5
 _LONGEST_LINE = 20_000
-# Their source is a part of the cache's name: after the rules change, no old tokens are found.
-_RULES = (
-    records,
-    messages,
-    scores,
-    shapes,
-    values,
-    screening,
-    template_calls,
-    rendering,
-    control_tokens,
-    anchors,
-    encoding,
-    token_rules,
-    limits,
-    tokenization,
-)
 
 
 class Reading(NamedTuple):
@@ -131,29 +98,6 @@ def left_out_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield where, reason, detail, row and number of rows of everything a stored source left out."""
     with (folder / DROPPED).open(encoding="utf-8") as file:
         yield from map(json.loads, file)
-
-
-def cache_key(rows: Rows, tokenizer: Any, reading: Reading) -> str:
-    """Return the name of the cache of these rows, read that way, under that tokenizer."""
-    code = [inspect.getsource(module) for module in _RULES]
-    code += [path.read_text(encoding="utf-8") for path in sorted(Path(shapes.__file__).parent.glob("*.py"))]
-    parts = [rows.source, rows.fingerprint, _tokenizer_state(tokenizer), reading._asdict(), code]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()[:32]
-
-
-def _tokenizer_state(tokenizer: Any) -> list[Any]:
-    """Return everything that decides what a tokenizer and its template make of a text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        # Not decisions: what the last call asked for, and a call may lie between two runs' looks here.
-        backend.no_truncation()
-        backend.no_padding()
-        state = backend.to_str()
-    else:
-        state = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.all_special_ids]
-    added = [repr(item) for item in sorted(tokenizer.added_tokens_decoder.items())]
-    return [type(tokenizer).__name__, state, ids, added, tokenizer.chat_template]
 
 
 def _make(folder: Path, rows: Rows, tokenizer: Any, reading: Reading, stop_at_broken: bool) -> None:
