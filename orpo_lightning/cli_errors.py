@@ -31,8 +31,9 @@ _DISK_AND_RIGHTS = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MEMORY_HINT = (
-    "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size), "
-    "lower data.max_length, or set model.quantization nf4 and model.gradient_checkpointing true"
+    "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size) or "
+    "data.tokens_per_batch, where it is set, lower data.max_length, or set model.quantization nf4 and "
+    "model.gradient_checkpointing true"
 )
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes\n.*?\nErrors:\n(?P<errors>.*)\nGiven value type: "

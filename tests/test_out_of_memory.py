@@ -72,6 +72,20 @@ def test_it_is_exit_code_five_with_the_batch_the_plan_and_three_changes(
     assert "out of memory in a training step" in Path("runs/default/log").read_text()
 
 
+def test_under_a_budget_of_tokens_a_smaller_budget_is_advised_and_no_other_step(
+    fit: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.batch_size=1", "--data.tokens_per_batch=4000", "--trainer.accumulate_grad_batches=4"]
+    assert main([*fit, *words], Hungry) == 5
+    err = capsys.readouterr().err
+    told = err[err.index("error: ") :].splitlines()
+    advice = [line.split() for line in told[3:]]
+    tokens = next(int(flags[1]) for flags in advice if flags[0] == "--data.tokens_per_batch")
+    assert 2 * 2 * 40 < tokens < 4000
+    assert "batch_size" not in err
+    assert "accumulate_grad_batches" not in err
+
+
 def test_outside_a_step_it_is_one_line_of_advice(
     fit: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from orpo_lightning.planning.base import (
 )
 from orpo_lightning.planning.checkpointing import choose_checkpointing
 from orpo_lightning.planning.gpus import GIB, GPUS, find_gpu
-from orpo_lightning.planning.out_of_memory import Facts, changes, lines
+from orpo_lightning.planning.out_of_memory import Facts, TokensPerBatch, changes, lines
 from orpo_lightning.planning.peak import plan
 from orpo_lightning.planning.report import recomputation
 from orpo_lightning.planning.settings import optimizer_of, training_of
@@ -265,6 +265,50 @@ def test_every_change_offered_fits_and_none_contains_another(budget: float, quan
     found = changes(facts(padded(4, 1, 1023, 1023), budget, quantization=quantization), budget * GIB)
     assert found
     assert all(plan(MISTRAL, change.training, change.batch).total <= budget * GIB for change in found)
+    keys = [{word for word in change.flags.split() if word.startswith("--")} for change in found]
+    assert not any(one < other for one in keys for other in keys)
+
+
+def under_a_budget(batch: Batch, gib: float, batch_size: int = 1, accumulate: int = 16) -> Facts:
+    given = TokensPerBatch(8192, batch_size, longest=1024)
+    return facts(batch, gib)._replace(accumulate=accumulate, tokens_per_batch=given)
+
+
+def test_under_a_budget_of_tokens_a_smaller_one_is_offered_and_a_step_keeps_its_pairs() -> None:
+    told = under_a_budget(padded(7, 1, 511, 511), 24)
+    found = {change.flags.split()[0]: change for change in changes(told, 24 * GIB)}
+    assert list(found)[:2] == ["--model.gradient_checkpointing", "--data.tokens_per_batch"]
+    assert not any("batch_size" in line or "accumulate" in line for line in lines(told))
+    tokens = int(found["--data.tokens_per_batch"].flags.split()[1])
+    peaks = [
+        plan(MISTRAL, told.training, fullest("padded", 1, 1024, budget=budget, most=16)).total
+        for budget in (tokens, tokens + 65)
+    ]
+    assert 2 * 1024 <= tokens < 8192
+    assert peaks[0] <= 24 * GIB < peaks[1]
+
+
+def test_a_budget_below_batch_size_of_the_longest_pairs_comes_with_a_split_that_allows_it() -> None:
+    found = changes(under_a_budget(padded(4, 1, 1023, 1023), 24, batch_size=4, accumulate=4), 24 * GIB)
+    words = next(change.flags.split() for change in found if "tokens_per_batch" in change.flags)
+    assert words[2:] == ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "16"]
+
+
+def test_shorter_pairs_come_with_a_smaller_budget_where_one_of_the_longest_does_not_fit() -> None:
+    found = changes(under_a_budget(padded(4, 1, 1023, 1023), 12), 12 * GIB)
+    (words,) = [change.flags.split() for change in found if "max_length" in change.flags]
+    assert words[:3] == ["--data.max_length", "512", "--data.tokens_per_batch"]
+    assert 2 * 512 <= int(words[3]) < 2 * 1024
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("gib", [8, 12, 16, 24, 40])
+def test_every_change_offered_under_a_budget_fits_and_none_contains_another(
+    gib: float, batch_size: int
+) -> None:
+    found = changes(under_a_budget(padded(4, 1, 1023, 1023), gib, batch_size=batch_size), gib * GIB)
+    assert found
+    assert all(plan(MISTRAL, change.training, change.batch).total <= gib * GIB for change in found)
     keys = [{word for word in change.flags.split() if word.startswith("--")} for change in found]
     assert not any(one < other for one in keys for other in keys)
 

@@ -10,10 +10,11 @@ import lightning
 import torch
 
 from orpo_lightning.batching import PairBatch
+from orpo_lightning.batching.costs import longest_and_distinct
 from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import is_out_of_memory
 from orpo_lightning.planning.base import Batch
-from orpo_lightning.planning.out_of_memory import Facts, lines
+from orpo_lightning.planning.out_of_memory import Facts, TokensPerBatch, lines
 from orpo_lightning.recomputation import planned_training, read_shape
 from orpo_lightning.sharding import is_sharded
 
@@ -64,7 +65,18 @@ def facts_of(trainer: Any, module: Any, batch: Batch) -> Facts:
     name, budget = _device(module.device)
     model = read_shape(module)
     training = planned_training(trainer, module, model)
-    return Facts(model, training, batch, trainer.accumulate_grad_batches, name, budget)
+    tokens = _tokens_per_batch(trainer.datamodule)
+    return Facts(
+        model, training, batch, trainer.accumulate_grad_batches, name, budget, tokens_per_batch=tokens
+    )
+
+
+def _tokens_per_batch(data: Any) -> TokensPerBatch | None:
+    budget = getattr(data, "tokens_per_batch", None)
+    if budget is None:
+        return None
+    longest, _ = longest_and_distinct(data.train_dataset.lengths)
+    return TokensPerBatch(budget, data.batch_size, int(longest.max()))
 
 
 def _device(device: torch.device) -> tuple[str, int]:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from orpo_lightning.planning.base import Batch, Model, Optimizer, Training
+from orpo_lightning.planning.base import Batch, Model, Optimizer, Training, fullest
 from orpo_lightning.planning.checkpointing import can_offload
 from orpo_lightning.planning.gpus import GIB
 from orpo_lightning.planning.peak import plan
+from orpo_lightning.planning.token_budget import largest_budget
 
 _EIGHT_BIT = "bitsandbytes.optim.PagedAdamW8bit"
 _MOST = 3
 _SHORTEST = 64
 # What the plan may be wrong by, or others may hold, where it says that the step should have fitted.
 _LESS = 0.9
+
+
+class TokensPerBatch(NamedTuple):
+    """The budget of tokens that steps are split by, in place of `data.batch_size`.
+
+    Attributes:
+        budget: `data.tokens_per_batch`; of auto, what it came to.
+        batch_size: `data.batch_size`: with it a step has batch_size x accumulate pairs, a micro-batch any.
+        longest: tokens of the longest sequence there is.
+    """
+
+    budget: int
+    batch_size: int
+    longest: int
 
 
 class Facts(NamedTuple):
@@ -29,6 +43,7 @@ class Facts(NamedTuple):
         device: its name.
         budget: its memory in bytes.
         doing: what went on, such as "a training step".
+        tokens_per_batch: None where `data.batch_size` says how large a micro-batch is.
     """
 
     model: Model
@@ -38,6 +53,12 @@ class Facts(NamedTuple):
     device: str
     budget: int
     doing: str = "a training step"
+    tokens_per_batch: TokensPerBatch | None = None
+
+    @property
+    def layout(self) -> str:
+        """How the batch is laid out."""
+        return "shared_prefix" if self.batch.flat else "padded"
 
 
 class Change(NamedTuple):
@@ -46,6 +67,8 @@ class Change(NamedTuple):
     flags: str
     training: Training
     batch: Batch
+    kinds: tuple[str, ...] = ()
+    """Which of `_FLAGS` were changed."""
 
 
 def lines(facts: Facts) -> list[str]:
@@ -74,21 +97,15 @@ def changes(facts: Facts, budget: int) -> list[Change]:
     """Return up to three changes with which a step fits, those first that leave the numbers as they are."""
     found: list[Change] = []
     for size in (1, 2, 3):
-        for kinds in combinations(_KINDS, size):
-            if any(set(kinds) >= set(one) for one in _used(found)):
-                continue
+        for kinds in combinations(_FLAGS, size):
+            if any({*kinds} >= {*one.kinds} for one in found):
+                continue  # a part of it fits already
             change = _apply(facts, kinds, budget)
             if change is not None and plan(facts.model, change.training, change.batch).total <= budget:
                 found.append(change)
             if len(found) == _MOST:
                 return found
     return found
-
-
-def _used(found: list[Change]) -> Iterator[list[str]]:
-    """Yield the kinds of each change that fits already: adding to one of them would be of no use."""
-    for change in found:
-        yield [kind for kind, flag in _FLAGS.items() if flag in change.flags]
 
 
 _FLAGS = {
@@ -99,7 +116,7 @@ _FLAGS = {
     "optimizer": "--model.optimizer",
     "length": "--data.max_length",
 }
-_KINDS = tuple(_FLAGS)
+_BUDGET = "--data.tokens_per_batch"
 
 
 def _apply(facts: Facts, kinds: tuple[str, ...], budget: int) -> Change | None:
@@ -110,7 +127,7 @@ def _apply(facts: Facts, kinds: tuple[str, ...], budget: int) -> Change | None:
         if after is None:
             return None
         change = after._replace(flags=f"{change.flags} {after.flags}".strip())
-    return change
+    return change._replace(kinds=kinds)
 
 
 def _changed(kind: str, facts: Facts, now: Change, budget: int) -> Change | None:
@@ -119,8 +136,9 @@ def _changed(kind: str, facts: Facts, now: Change, budget: int) -> Change | None
         return Change(f"{_FLAGS[kind]} true", training._replace(recomputed=layers), now.batch)
     if kind == "recompute" and can_offload(training.device) and not training.offloaded:
         return Change(f"{_FLAGS[kind]} offload", training._replace(offloaded=True), now.batch)
+    given = facts.tokens_per_batch
     if kind == "batch":
-        return _smaller_batch(facts, now, budget)
+        return _fewer_tokens(facts, given, now, budget) if given else _smaller_batch(facts, now, budget)
     if kind == "quantise" and training.quantization != "nf4" and training.lora_r:
         return Change(f"{_FLAGS[kind]} nf4", training._replace(quantization="nf4"), now.batch)
     if kind == "lora" and not training.lora_r:
@@ -132,7 +150,7 @@ def _changed(kind: str, facts: Facts, now: Change, budget: int) -> Change | None
         eight = training._replace(optimizer=Optimizer(_EIGHT_BIT.rpartition(".")[2]))
         return Change(f"{_FLAGS[kind]} {_EIGHT_BIT}", eight, now.batch)
     if kind == "length":
-        return _shorter(facts, now, budget)
+        return _shorter_pairs(facts, given, now, budget) if given else _shorter(facts, now, budget)
     return None
 
 
@@ -159,6 +177,43 @@ def _shorter(facts: Facts, now: Change, budget: int) -> Change | None:
         batch = _scaled(now.batch, width / now.batch.width)._replace(width=width)
         if plan(facts.model, now.training, batch).total <= budget:
             return Change(f"{_FLAGS['length']} {width}", now.training, batch)
+    return None
+
+
+def _fewer_tokens(facts: Facts, given: TokensPerBatch, now: Change, memory: int) -> Change | None:
+    """Take the largest budget of tokens that fits, at least a pair of the longest: a step keeps its pairs."""
+    pairs, layout = given.batch_size * facts.accumulate, facts.layout
+    training = now.training._replace(accumulated=pairs > 1)
+    tokens, _ = largest_budget(
+        facts.model, training, layout, longest=given.longest, most=pairs, memory=memory
+    )
+    if tokens >= given.budget:
+        return None
+    flags = f"{_BUDGET} {tokens}"
+    # Micro-batches that hold batch_size of the longest pairs are never more than accumulate allows.
+    if tokens < given.batch_size * fullest(layout, 1, given.longest).tokens:
+        flags += f" {_FLAGS['batch']} 1 --trainer.accumulate_grad_batches {pairs}"
+    return Change(flags, training, fullest(layout, 1, given.longest, budget=tokens, most=pairs))
+
+
+def _shorter_pairs(facts: Facts, given: TokensPerBatch, now: Change, memory: int) -> Change | None:
+    """Halve the length until one of the longest pairs fits; shorter ones alone would fill the same budget."""
+
+    def fits(longest: int) -> bool:
+        return plan(facts.model, now.training, fullest(facts.layout, 1, longest)).total <= memory
+
+    if _BUDGET in now.flags or fits(given.longest):  # then a smaller budget is all it takes
+        return None
+    width = given.longest
+    while width // 2 >= _SHORTEST:
+        width //= 2
+        if fits(width):
+            pairs, flag = given.batch_size * facts.accumulate, f"{_FLAGS['length']} {width}"
+            fewer = _fewer_tokens(facts, given._replace(longest=width), now, memory)
+            if fewer is not None:
+                return fewer._replace(flags=f"{flag} {fewer.flags}")
+            full = fullest(facts.layout, 1, width, budget=given.budget, most=pairs)
+            return Change(flag, now.training, full)
     return None
 
 
