@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orpo_lightning import __main__ as front
 from orpo_lightning.commands import COMMANDS, GROUPS, SUBCOMMANDS
@@ -60,6 +61,18 @@ def test_every_verb_is_in_one_group() -> None:
     grouped = [verb for verbs in GROUPS.values() for verb in verbs]
     assert len(grouped) == len(set(grouped))
     assert {*SUBCOMMANDS, *COMMANDS} <= set(grouped)
+
+
+def test_no_example_trains_on_pairs_of_ones_own_and_validates_on_those_of_the_configuration() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [*HELPS.values(), *(page.read_text(encoding="utf-8") for page in pages)]
+    lines = [line for text in texts for line in text.replace("\\\n", "").splitlines()]
+    own = [line for line in lines if "--data.train " in line and "configs/" in line]
+    assert len(own) >= 4
+    for line in own:
+        config = yaml.safe_load((ROOT / re.search(r"configs/\w+\.yaml", line)[0]).read_text(encoding="utf-8"))
+        for split in ("validation", "test"):
+            assert not isinstance(config["data"].get(split), str) or f"--data.{split} " in line, line
 
 
 @pytest.mark.parametrize("verb", HELPS)

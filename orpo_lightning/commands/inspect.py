@@ -32,7 +32,7 @@ and the verdict holds their share against data.max_dropped.
 
 examples:
   orpo-lightning inspect --config configs/mistral.yaml
-  orpo-lightning inspect --config configs/mistral.yaml --data.train pairs.jsonl --out pairs-report --strict
+  orpo-lightning inspect --config configs/smollm2.yaml --data.train pairs.jsonl --out pairs-report --strict
 """
 _DROPPED = "dropped.jsonl"
 
