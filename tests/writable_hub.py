@@ -130,6 +130,7 @@ class WritableHub(HubServer):
             content = base64.b64decode(value["content"]) if line["key"] == "file" else None
             if content is None:
                 content = (self.storage / "lfs" / value["oid"]).read_bytes()
+            (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
             (folder / value["path"]).write_bytes(content)
             paths.append(value["path"])
         self.commits.append({**lines[0]["value"], "paths": paths})

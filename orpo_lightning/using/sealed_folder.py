@@ -20,6 +20,8 @@ MANIFEST = "SHA256SUMS"
 def staged(folder: Path, what: str, advice: str) -> Iterator[Path]:
     """Give a folder's name to write into; sealed, it takes its place where nothing went wrong.
 
+    Of a link it is the folder behind it that is exchanged: on another disk, most often, and there it stays.
+
     Args:
         folder: what is to be there in the end.
         what: it is, for a message that the disk is full.
@@ -28,6 +30,7 @@ def staged(folder: Path, what: str, advice: str) -> Iterator[Path]:
     Raises:
         SurroundingsError: the disk is full.
     """
+    folder = folder.resolve()
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -42,13 +45,18 @@ def staged(folder: Path, what: str, advice: str) -> Iterator[Path]:
 
 def bring_back(folder: Path) -> None:
     """Undo an exchange that a kill cut short."""
+    folder = folder.resolve()
     if _aside(folder).exists() and not folder.exists():
         _aside(folder).replace(folder)
     shutil.rmtree(_aside(folder), ignore_errors=True)
 
 
-def check_seal(folder: Path) -> list[Path]:
+def check_seal(folder: Path, start: str = "") -> list[Path]:
     """Return the files that a folder's manifest names, each compared with its digest.
+
+    Args:
+        folder: sealed.
+        start: of the names of those to compare; all of them where left out.
 
     Raises:
         CheckpointError: there is no manifest, or a file is missing or another than was written.
@@ -62,6 +70,8 @@ def check_seal(folder: Path) -> list[Path]:
     files = []
     for line in manifest.read_text(encoding="utf-8").splitlines():
         wanted, _, name = line.partition("  ")
+        if not name.startswith(start):
+            continue
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: {manifest} names it")
@@ -69,6 +79,11 @@ def check_seal(folder: Path) -> list[Path]:
             raise CheckpointError(f"{file} is not what was written: its digest differs from {manifest}")
         files.append(file)
     return files
+
+
+def name_in(folder: Path, file: Path) -> str:
+    """Return what a file of a folder is called in its manifest, and in a repository: its path from there."""
+    return file.relative_to(folder).as_posix()
 
 
 def digest_of_file(path: Path) -> str:
@@ -84,10 +99,11 @@ def digest_of_bytes(content: bytes) -> str:
 
 def _seal(folder: Path) -> None:
     """Write down the files' digests, for `sha256sum -c SHA256SUMS`, and see all of it onto the disk."""
-    files = sorted(folder.iterdir())
-    lines = [f"{digest_of_file(path)}  {path.name}\n" for path in files]
+    # A tokenizer with several chat templates has a folder of its own for them.
+    below = sorted(folder.rglob("*"))
+    lines = [f"{digest_of_file(path)}  {name_in(folder, path)}\n" for path in below if path.is_file()]
     (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
-    for path in (*files, folder / MANIFEST, folder):
+    for path in (*below, folder / MANIFEST, folder):
         sync(path)
 
 
@@ -108,5 +124,6 @@ def _open_to_umask(folder: Path) -> None:
     """Give every file the permissions of an ordinary new one; safetensors files are written 0600."""
     umask = os.umask(0)
     os.umask(umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
