@@ -14,7 +14,7 @@ HELP = """usage: orpo-lightning export MODEL --out DIR [--gguf [TYPE]] [OPTIONS]
 Writes DIR/USE.md: the commands that serve a model with vLLM, Ollama and llama.cpp, and what they do not take.
 Of an adapter: vLLM's command, or why vLLM would refuse it. Of a merged model also DIR/Modelfile for Ollama,
 with the chat template in Ollama's language, proved against the tokenizer's own, and every stop token; with
---gguf DIR/model.gguf, by llama.cpp's own converter. No weights are loaded.
+--gguf DIR/model.gguf, by llama.cpp's own converter. No weights of the base are loaded.
 
 options:
   MODEL                   a run's folder, an adapter's, or a merged model's
@@ -95,6 +95,7 @@ def _write(trained: Trained, folder: Path, options: Any, converter: list[str]) -
 def _serve(trained: Trained, folder: Path, staging: Path) -> tuple[Served, str]:
     """Write what the servers read; return it with its place in the end, and what is missing."""
     from orpo_lightning import modeling
+    from orpo_lightning.using.adapters import check_on
     from orpo_lightning.using.model_limits import context_length_of, named_stop_ids, writable
     from orpo_lightning.using.ollama import modelfile
     from orpo_lightning.using.serving import Served
@@ -106,6 +107,8 @@ def _serve(trained: Trained, folder: Path, staging: Path) -> tuple[Served, str]:
     stop_ids = sorted(named_stop_ids(tokenizer, settings, config))
     writable(settings, stop_ids).save_pretrained(staging)
     tokens = [str(tokenizer.convert_ids_to_tokens(token)) for token in stop_ids]
+    if trained.adapter is not None:
+        check_on(config, trained.adapter, trust_remote_code=trained.trust_remote_code)
     served = Served(trained, folder.absolute(), stop_ids, tokens)
     if trained.adapter is not None:
         return served, ""

@@ -33,7 +33,7 @@ def read_model(
     Raises:
         UsageError: the architecture cannot be built, is not made of layers, or has no such targets.
     """
-    model = _on_meta(config, trust_remote_code)
+    model = on_meta(config, trust_remote_code)
     text = config.get_text_config()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is None or head.weight is embedding.weight
@@ -62,7 +62,12 @@ def read_model(
     )
 
 
-def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> Any:
+def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> Any:
+    """Return a config's model without memory for its weights.
+
+    Raises:
+        UsageError: the architecture cannot be built.
+    """
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -9,8 +9,9 @@ import torch
 from orpo_lightning import modeling
 from orpo_lightning.errors import CheckpointError, SurroundingsError, UsageError, first_line
 from orpo_lightning.hardware import Choice
+from orpo_lightning.using.adapters import add_adapter
 from orpo_lightning.using.model_limits import writable
-from orpo_lightning.using.trained import Trained, add_adapter
+from orpo_lightning.using.trained import Trained
 
 Onto = Literal["full", "dequantized"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,6 +70,7 @@ def load_adapted(trained: Trained, onto: str, dtype: torch.dtype, device: torch.
 
     Raises:
         SurroundingsError: base or adapter cannot be loaded.
+        CheckpointError: the adapter is damaged, incomplete, or of another base.
     """
     where: dict[str, Any] = {"revision": trained.revision, "trust_remote_code": trained.trust_remote_code}
     config = modeling.load_config(trained.base, **where)

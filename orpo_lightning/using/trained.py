@@ -9,17 +9,11 @@ from typing import Any, NamedTuple
 import torch
 
 from orpo_lightning import hardware, modeling
-from orpo_lightning.errors import SurroundingsError, UsageError
+from orpo_lightning.errors import UsageError
 from orpo_lightning.modeling import Quantization
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.using.model_files import (
-    ADAPTER_CONFIG,
-    TRAINING,
-    adapter_config,
-    fetched,
-    file_of,
-    json_of,
-)
+from orpo_lightning.using.adapters import add_adapter
+from orpo_lightning.using.model_files import ADAPTER_CONFIG, TRAINING, adapter_config, file_of, json_of
 
 
 class Trained(NamedTuple):
@@ -207,6 +201,7 @@ def load(trained: Trained, *, accelerator: str = "auto") -> Loaded:
 
     Raises:
         SurroundingsError: files are missing or cannot be fetched, or the device is not there.
+        CheckpointError: the adapter is damaged, incomplete, or of another base.
         UsageError: it is no causal language model.
     """
     device = hardware.detect_device(accelerator)
@@ -250,22 +245,6 @@ def weight_files(trained: Trained) -> list[Path]:
     """Return the files of weights that lie in folders here: of the adapter and of the base."""
     folders = [Path(name).expanduser() for name in {trained.base, trained.weights}]
     return sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
-
-
-def add_adapter(model: Any, adapter: str) -> Any:
-    """Return a base with an adapter from a folder or the hub.
-
-    Raises:
-        SurroundingsError: it cannot be fetched, or does not fit this base.
-    """
-    from peft import PeftModel
-
-    try:
-        return fetched(lambda: PeftModel.from_pretrained(model, adapter), adapter)
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise SurroundingsError(f"{adapter}: is not of this base: its weights have other shapes") from error
 
 
 def tokenizer_of(trained: Trained) -> Any:
