@@ -244,8 +244,11 @@ def add_lora(
     init: LoraInit,
     trainable_token_ids: Sequence[int] = (),
     seed: int = 0,
+    revision: str | None = None,
 ) -> PeftModel:
     """Freeze `model` and add LoRA to it; its initial values depend on `seed` alone.
+
+    Whoever loads the saved adapter is told of the base's `revision`, without which it would be main.
 
     Raises:
         UsageError: no layer has such a name, or this initialisation cannot be had for this base.
@@ -267,7 +270,7 @@ def add_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device("cpu"):
         torch.manual_seed(seed)
         try:
-            adapted = get_peft_model(model, LoraConfig(**settings))
+            adapted = get_peft_model(model, LoraConfig(**settings), revision=revision)
         except ValueError as error:
             if "arget module" in str(error):
                 names = ", ".join(linear_names(model))

@@ -111,6 +111,7 @@ def _add_lora(base: Any, settings: Mapping[str, Any], dtype: torch.dtype, seed: 
         init=settings["lora_init"],
         trainable_token_ids=_trainable_token_ids(settings),
         seed=seed,
+        revision=settings["revision"],
     )
     if settings["lora_init"] == "loftq":
         where = {key: settings[key] for key in ("base_model", "revision", "trust_remote_code")}

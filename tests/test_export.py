@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_lightning import ORPO, PreferenceModule
 from orpo_lightning.callbacks import AdapterExport
+from orpo_lightning.using.trained import find
 
 PAIRS = random_pairs(8, 100)
 
@@ -105,6 +107,36 @@ def test_the_folder_has_tokenizer_template_card_and_ordinary_permissions(
     ordinary.touch()
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {stat.S_IMODE(ordinary.stat().st_mode)}
+
+
+def test_the_revision_of_the_base_is_named_to_whoever_loads_the_adapter(
+    tiny_base: str, tmp_path: Path
+) -> None:
+    fit(tiny_base, tmp_path, revision="v1.0")
+    folder = tmp_path / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["revision"] == "v1.0"
+    shutil.copytree(folder, tmp_path / "alone")
+    assert find(str(tmp_path / "alone")).revision == "v1.0"
+    assert (
+        f'AutoModelForCausalLM.from_pretrained("{tiny_base}", revision="v1.0")'
+        in (folder / "README.md").read_text()
+    )
+
+
+def test_the_templates_of_a_tokenizer_that_has_several_are_in_the_folder(
+    tiny_base: str, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(base)
+    fit(str(base), tmp_path / "run")
+    for name in ("adapter-best", "adapter"):
+        templates = AutoTokenizer.from_pretrained(tmp_path / "run" / name).chat_template
+        assert templates["tool_use"] == "{{ tools }}"
+        assert (
+            "additional_chat_templates/tool_use.jinja" in (tmp_path / "run" / name / "SHA256SUMS").read_text()
+        )
 
 
 def test_the_best_adapter_is_that_of_the_lowest_validation_loss(tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ def test_the_use_of_an_adapter_is_told_with_the_runs_own_names(tmp_path: Path) -
     usual = lines(lora_r=24)
     assert "--max-lora-rank 32" in usual
     assert f"orpo-lightning chat '{tmp_path}/my run'" in usual
+    assert "--revision v1" in lines(revision="v1")
+    assert 'revision=\\"v1\\")' in lines(revision="v1")
     assert "merge first" in lines(lora_variant="dora")
     assert "AutoModelForCausalLM.from_pretrained(" in lines(lora_r=0)
     assert "PeftModel" not in lines(lora_r=0)

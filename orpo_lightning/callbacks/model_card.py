@@ -18,6 +18,7 @@ def model_card(trainer: lightning.Trainer, module: Any) -> str:
     """
     return Card(
         base=module.hparams["base_model"],
+        revision=module.hparams["revision"],
         is_adapter=causal_model(module.model) is not module.model,
         intro=[
             f"Trained {trainer.global_step} optimizer steps with {code(repr(module.objective))} by "

@@ -8,6 +8,7 @@ from typing import Any
 
 from orpo_lightning.observing.run_files import RunFiles
 from orpo_lightning.run_settings import settings_of
+from orpo_lightning.using.cards import base_words
 from orpo_lightning.using.vllm_rules import max_lora_rank
 
 
@@ -23,7 +24,7 @@ def usage(run: RunFiles) -> dict[str, Any]:
     folder = str(run.folder / "adapter")
     whole = model.get("lora_r") == 0
     return {
-        "code": _code(str(base), folder, whole),
+        "code": _code(base_words(str(base), model.get("revision")), folder, whole),
         "commands": _commands(str(run.folder)) + _serving(str(base), folder, run.name, model, whole),
         "remarks": _remarks(run, model),
     }
@@ -38,7 +39,7 @@ def _code(base: str, folder: str, whole: bool) -> str:
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
         f"model = PeftModel.from_pretrained(base, {json.dumps(folder)})"
     )
 
@@ -64,7 +65,8 @@ def _serving(base: str, folder: str, name: str, model: dict[str, Any], whole: bo
     rank = max_lora_rank(int(model.get("lora_r") or 16))
     modules = shlex.quote(f"{name}={folder}")
     line = f"vllm serve {shlex.quote(base)} --enable-lora --lora-modules {modules} --max-lora-rank {rank}"
-    return [("serve it", line)]
+    revision = model.get("revision")
+    return [("serve it", line + (f" --revision {shlex.quote(revision)}" if revision else ""))]
 
 
 def _is_special(model: dict[str, Any]) -> bool:

@@ -28,6 +28,8 @@ class Card(NamedTuple):
     """Each with the names of its two columns."""
     metadata: Mapping[str, Any] = {}
     """Of the hub, besides base, library, task and tags."""
+    revision: str | None = None
+    """Of the base."""
 
     def render(self) -> str:
         """Return the card."""
@@ -50,7 +52,7 @@ class Card(NamedTuple):
             "",
             *tables,
             "```python",
-            *_loading(base, self.is_adapter),
+            *_loading(base, self.revision, self.is_adapter),
             "```",
             "",
         ]
@@ -92,7 +94,12 @@ def versions() -> list[tuple[str, str]]:
     return list(versions_of(_PACKAGES).items())
 
 
-def _loading(base: str, is_adapter: bool) -> list[str]:
+def base_words(base: str, revision: str | None) -> str:
+    """Return the arguments of `from_pretrained` for a base, as Python is written."""
+    return json.dumps(base) + (f", revision={json.dumps(revision)}" if revision else "")
+
+
+def _loading(base: str, revision: str | None, is_adapter: bool) -> list[str]:
     if not is_adapter:
         return [
             "from transformers import AutoModelForCausalLM",
@@ -103,6 +110,6 @@ def _loading(base: str, is_adapter: bool) -> list[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})",
+        f"base = AutoModelForCausalLM.from_pretrained({base_words(base, revision)})",
         'model = PeftModel.from_pretrained(base, "FOLDER")',
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
+from orpo_lightning.using.cards import base_words
 from orpo_lightning.using.model_files import ADAPTER_CONFIG, adapter_config
 from orpo_lightning.using.trained import Trained
 from orpo_lightning.using.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
@@ -65,7 +66,7 @@ def _adapter(served: Served) -> list[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(trained.base)})",
+        f"base = AutoModelForCausalLM.from_pretrained({base_words(trained.base, trained.revision)})",
         f"model = PeftModel.from_pretrained(base, {json.dumps(str(trained.adapter))})",
         "```",
         "",
