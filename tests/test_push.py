@@ -19,10 +19,11 @@ from test_trained import as_run
 from tiny_models import save_tiny_mistral
 from writable_hub import WritableHub
 
+from orpo_lightning.commands.merge import main as merge
 from orpo_lightning.commands.push import main
 from orpo_lightning.using.cards import parted
 from orpo_lightning.using.pushing import pack
-from orpo_lightning.using.sealed_folder import check_seal
+from orpo_lightning.using.sealed_folder import check_seal, staged
 from orpo_lightning.using.trained import find
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +248,23 @@ def test_a_base_that_is_a_folder_here_is_refused(run: Path, capsys: pytest.Captu
     )
 
 
+def test_the_card_of_the_best_adapter_has_its_own_figures(run: Path) -> None:
+    best, own = find(str(run / "run" / "adapter-best")), run / "run" / "evaluation-adapter-best.json"
+    assert "accuracy" not in pack(best, BASE).card.partition("## Made of")[2]
+    figures = {"adapter": {"accuracy": {"mean": 0.8, "low": 0.7, "high": 0.9}}}
+    own.write_text(json.dumps({"pairs": 40, "prompts": 20, "models": figures}))
+    assert "| adapter: accuracy | 0.8 (95 % 0.7 to 0.9) |" in pack(best, BASE).card
+    assert "| adapter: accuracy | 0.7 (95 % 0.6 to 0.8) |" in pack(find(str(run / "run")), BASE).card
+
+
+def test_the_card_of_a_merged_model_names_the_data_of_its_adapter(run: Path, tmp_path: Path) -> None:
+    assert merge([str(run / "run"), "--out", str(tmp_path / "merged"), "--accelerator", "cpu"]) == 0
+    metadata, text = parted(pack(find(str(tmp_path / "merged")), BASE).card)
+    assert metadata["datasets"] == ["maker/pairs"]
+    assert "| data: maker/pairs:train_prefs | not known |" in text
+    assert "| data: own.jsonl | not known |" in text
+
+
 @pytest.mark.parametrize("fault", ["changed", "missing", "unsealed"])
 def test_files_that_are_not_what_was_written_are_not_sent(
     run: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
@@ -263,6 +281,37 @@ def test_files_that_are_not_what_was_written_are_not_sent(
     assert main([str(folder), REPO, "--base", BASE, "--dry_run"]) == 4
     words = {"changed": "is not what was written", "missing": "is missing", "unsealed": "has no SHA256SUMS"}
     assert words[fault] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("base", "revision"), [("maker/other", None), (BASE, "v1")])
+def test_a_revision_goes_with_the_base_that_it_is_of(
+    run: Path, tmp_path: Path, base: str, revision: str | None
+) -> None:
+    folder = tmp_path / "adapter"
+    with staged(folder, "the adapter", "make room") as staging:
+        shutil.copytree(run / "run" / "adapter", staging, ignore=shutil.ignore_patterns("SHA256SUMS"))
+        file = staging / "adapter_config.json"
+        named = {"base_model_name_or_path": BASE, "revision": "v1"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | named))
+        (staging / "README.md").write_text(f'from_pretrained("{BASE}", revision="v1")')
+    parcel = pack(find(str(folder)), base)
+    sent: Any = parcel.files["adapter_config.json"]
+    assert json.loads(sent)["revision"] == revision
+    words = f'"{base}", revision="v1"' if revision else f'"{base}"'
+    assert f"from_pretrained({words})" in parcel.card
+
+
+def test_a_file_in_a_folder_keeps_its_path(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    with staged(folder, "the adapter", "make room") as staging:
+        shutil.copytree(run / "run" / "adapter", staging, ignore=shutil.ignore_patterns("SHA256SUMS"))
+        for name in ("one", "two"):
+            (staging / name).mkdir()
+            (staging / name / "tool_use.jinja").write_text(name)
+    files = pack(find(str(folder)), BASE).files
+    assert files["one/tool_use.jinja"] == folder / "one" / "tool_use.jinja"
+    assert files["two/tool_use.jinja"] == folder / "two" / "tool_use.jinja"
+    assert b"  two/tool_use.jinja\n" in files["SHA256SUMS"]
 
 
 def test_of_a_run_the_last_adapter_is_packed(run: Path) -> None:

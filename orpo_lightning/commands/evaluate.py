@@ -34,7 +34,8 @@ options:
   --max_length N        most tokens of prompt and answer (default: the run's, else 1024)
   --batch_size N        pairs in a batch (default: as in the run's validation)
   --against OTHER       another model, scored on the same pairs after MODEL
-  --canary FILE         text (paragraphs) or .jsonl (rows with text), whose perplexity is measured
+  --canary FILE         text (paragraphs) or .jsonl (rows with text), whose perplexity is measured; general:
+                        a dozen short texts of ours
   --samples N           show N prompts with the answers of each model
   --judge JUDGE         a reward model (folder or hub id), or the URL of an OpenAI-compatible endpoint
   --judge_model NAME    the model at that endpoint
@@ -44,7 +45,9 @@ options:
   --judge_timeout S     seconds that one of them may take (default: 120)
   --max_new_tokens N    most tokens of an answer (default: 256)
   --out DIR             folder of evaluation.html, evaluation.json, answers.jsonl and verdicts.jsonl
-                        (default: RUN/evaluation, and RUN/evaluation.json)
+                        (default: RUN/evaluation, and the numbers in RUN/evaluation.json; of another adapter
+                        of the run evaluation-NAME for both; of a model without a run ./evaluation/MODEL,
+                        and ./evaluation/MODEL.json)
   --json                print evaluation.json, and nothing else
   --base NAME           the adapter's base, instead of the one that it names
   --quantization KIND   of the base: none, nf4, int8 (default: as it was trained)
@@ -209,12 +212,13 @@ def _left_out(held: HeldOut) -> dict[str, int]:
 
 
 def _folder(options: Namespace, trained: Trained) -> Path:
+    from orpo_lightning.using.model_files import evaluation_of
+
     if options.out:
         return Path(options.out).expanduser()
     if trained.run is None:
         return Path("evaluation") / Path(trained.name).name
-    name = Path(trained.weights).name
-    return trained.run / ("evaluation" if name == "adapter" else f"evaluation-{name}")
+    return trained.run / evaluation_of(trained.weights)
 
 
 def _numbers(options: Namespace, folder: Path) -> Path:

@@ -189,6 +189,7 @@ def _logps_as_trained(work: _Work) -> list[float]:
 def _facts(work: _Work, difference: Difference, other_base: Difference | None) -> dict[str, Any]:
     from orpo_lightning.masking import mask_text
     from orpo_lightning.using.merge_proof import BOUNDS
+    from orpo_lightning.using.pushing import data_sources
 
     trained = work.trained
     return {
@@ -196,6 +197,7 @@ def _facts(work: _Work, difference: Difference, other_base: Difference | None) -
         "base": mask_text(trained.base),
         "revision": trained.revision,
         "adapter": mask_text(str(trained.adapter)),
+        "data": [mask_text(name) for name in data_sources(trained)],
         "trained_on": trained.quantization,
         "onto": work.onto.value,
         "dtype": work.dtype.value,

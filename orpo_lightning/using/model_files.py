@@ -49,6 +49,12 @@ def file_of(name: str, file: str) -> Path | None:
     return None if path is None else Path(path)
 
 
+def evaluation_of(weights: str) -> str:
+    """Return what the evaluation of a run's weights is called: of others than the last ones, after them."""
+    name = Path(weights).name
+    return "evaluation" if name == "adapter" else f"evaluation-{name}"
+
+
 def fetched(fetch: Callable[[], T], name: str) -> T:
     """Return what `fetch` gets of a model of the hub, tried again where that may help.
 

@@ -12,9 +12,9 @@ from orpo_lightning.data.hub_errors import is_refused, is_unreachable, kinds
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hub_access import with_retries
 from orpo_lightning.run_settings import settings_of
-from orpo_lightning.using.cards import parted, table, with_metadata
-from orpo_lightning.using.model_files import ADAPTER_CONFIG
-from orpo_lightning.using.sealed_folder import MANIFEST, check_seal, digest_of_bytes
+from orpo_lightning.using.cards import base_words, parted, table, with_metadata
+from orpo_lightning.using.model_files import ADAPTER_CONFIG, evaluation_of, json_of
+from orpo_lightning.using.sealed_folder import MANIFEST, check_seal, digest_of_bytes, name_in
 from orpo_lightning.using.trained import Trained
 
 _UNKNOWN = "not known"
@@ -49,7 +49,7 @@ def pack(trained: Trained, base: str | None) -> Parcel:
     folder = Path(trained.weights).expanduser()
     if not folder.is_dir():
         raise UsageError(f"{trained.name}: there is no such folder here, and only a folder can be sent")
-    files: dict[str, Path | bytes] = {file.name: file for file in check_seal(folder)}
+    files: dict[str, Path | bytes] = {name_in(folder, file): file for file in check_seal(folder)}
     named = _named_base(folder, files)
     if base is None and Path(named).expanduser().is_dir():
         raise UsageError(
@@ -76,12 +76,14 @@ def _named_base(folder: Path, files: Mapping[str, Any]) -> str:
 def _renamed(folder: Path, files: Mapping[str, Any], base: str) -> dict[str, bytes]:
     """Return the files that name the base, with another name of it."""
     renamed = {}
-    if ADAPTER_CONFIG in files:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        renamed[ADAPTER_CONFIG] = {**settings, "base_model_name_or_path": base}
-    if "merge.json" in files:
-        facts = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
-        renamed["merge.json"] = {**facts, "base": base, "adapter": Path(facts["adapter"]).name}
+    for name, key in ((ADAPTER_CONFIG, "base_model_name_or_path"), ("merge.json", "base")):
+        if name in files:
+            facts = json.loads((folder / name).read_text(encoding="utf-8"))
+            # A revision is one of the repository that was named before.
+            revision = facts.get("revision") if facts.get(key) == base else None
+            renamed[name] = {**facts, key: base, "revision": revision}
+    if "merge.json" in renamed:
+        renamed["merge.json"]["adapter"] = Path(renamed["merge.json"]["adapter"]).name
     return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in renamed.items()}
 
 
@@ -100,11 +102,13 @@ def _manifest(folder: Path, files: Mapping[str, Path | bytes]) -> str:
 
 def _card(trained: Trained, folder: Path, named: str, base: str | None) -> str:
     metadata, body = parted(_readme(folder))
-    if base is not None and named:
-        body = body.replace(named, base)
+    if base is not None and named and base != named:
+        body = body.replace(base_words(named, trained.revision), base_words(base, None)).replace(named, base)
         metadata = {**metadata, "base_model": base}
     base_licence = _licence("model", base or named)
-    data = [(source, _licence("dataset", source)) for source in _data_sources(trained)]
+    merged = json_of(str(folder), "merge.json") or {}
+    sources = merged.get("data") or data_sources(trained)
+    data = [(source, _licence("dataset", source)) for source in sources]
     on_hub = [source.partition(":")[0].partition("@")[0] for source, _ in data if _is_hub_id(source)]
     metadata = {
         **metadata,
@@ -124,7 +128,7 @@ def _card(trained: Trained, folder: Path, named: str, base: str | None) -> str:
     return with_metadata(metadata, "\n".join(lines) + "\n")
 
 
-def _data_sources(trained: Trained) -> list[str]:
+def data_sources(trained: Trained) -> list[str]:
     """Return the names of the training data: of a file its name alone, of the hub the id."""
     named = settings_of(trained.config, "data").get("train")
     sources = named if isinstance(named, list) else [named] if named else []
@@ -156,8 +160,8 @@ def _licence(kind: str, name: str) -> str:
 
 
 def _evaluation(trained: Trained) -> list[tuple[str, str]]:
-    """Return the figures of the run's evaluation.json, with their intervals; none where there is none."""
-    file = None if trained.run is None else trained.run / "evaluation.json"
+    """Return the figures that `evaluate` wrote of these weights, with intervals; none where it did not."""
+    file = None if trained.run is None else trained.run / f"{evaluation_of(trained.weights)}.json"
     if file is None or not file.is_file():
         return []
     found = json.loads(file.read_text(encoding="utf-8"))
