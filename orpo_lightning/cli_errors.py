@@ -6,9 +6,11 @@ import errno
 import logging
 import os
 import re
+import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from orpo_lightning import runfolder
 from orpo_lightning.errors import (
@@ -18,7 +20,8 @@ from orpo_lightning.errors import (
     is_broken_connection,
     is_out_of_memory,
 )
-from orpo_lightning.full_disk import RUN_ELSEWHERE, free_space
+from orpo_lightning.full_disk import RUN_ELSEWHERE, WRITE_ELSEWHERE, free_space
+from orpo_lightning.masking import mask_text
 from orpo_lightning.stop_signals import Stopped
 
 _LONGEST = 600
@@ -30,11 +33,13 @@ _DISK_AND_RIGHTS = {
     errno.EROFS: "the file system is read-only",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MEMORY_HINT = (
-    "out of memory: lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size) or "
-    "data.tokens_per_batch, where it is set, lower data.max_length, or set model.quantization nf4 and "
+OF_TRAINING = (
+    "lower data.batch_size (raising trainer.accumulate_grad_batches keeps the step's size) or "
+    "data.tokens_per_batch, where it is set, in a validation data.validation_batch_size, lower "
+    "data.max_length, or set model.quantization nf4 and "
     "model.gradient_checkpointing true"
 )
+"""What to do when a training is out of memory."""
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes\n.*?\nErrors:\n(?P<errors>.*)\nGiven value type: "
     r"[^\n]*\nGiven value: (?P<value>.*)",
@@ -45,6 +50,30 @@ _CONNECTION_HINT = (
     "the connection to another process of this run broke or it did not come in time: see what that one says; "
     "--resume auto goes on from the last checkpoint"
 )
+
+
+class Advice(NamedTuple):
+    """What to do, in options that the command has."""
+
+    memory: str = OF_TRAINING
+    """When it is out of memory; empty where it has no option for that."""
+    place: str = "--run_dir"
+    """The option that says where it writes; empty where there is none."""
+
+    @property
+    def when_full(self) -> str:
+        """What to do besides making room."""
+        known = {"--run_dir": f", or {RUN_ELSEWHERE}", "--out": f", or {WRITE_ELSEWHERE}"}
+        return known.get(self.place, "")
+
+    @property
+    def when_closed(self) -> str:
+        """What to do where nothing can be written."""
+        known = {"--run_dir": "; set --run_dir to a folder that can be written"}
+        return known.get(self.place, f"; name another place with {self.place}" if self.place else "")
+
+
+_OF_FIT = Advice()
 
 
 def debugging() -> bool:
@@ -58,7 +87,7 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
-def explain(error: BaseException) -> tuple[int, str]:
+def explain(error: BaseException, advice: Advice = _OF_FIT) -> tuple[int, str]:
     """Return the exit code and the line for an exception; an empty line where everything is said already."""
     if isinstance(error, SystemExit):
         return _exit_status(error)
@@ -69,13 +98,13 @@ def explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, one_line(str(error))
     if is_out_of_memory(error):
         # Notes of several lines: what was planned for the batch, and what would fit.
-        return SurroundingsError.exit_code, "\n".join(getattr(error, "__notes__", [])) or _MEMORY_HINT
+        said = "\n".join(getattr(error, "__notes__", []))
+        return SurroundingsError.exit_code, said or f"out of memory: {advice.memory or _first(str(error))}"
     if is_broken_connection(error):
         # The note says which process it was; an empty one, that another process says so.
         notes = getattr(error, "__notes__", [f"{_CONNECTION_HINT} ({_first(str(error))})"])
         return SurroundingsError.exit_code, one_line(notes[-1])
-    for family in (_environment_line, _usage_line):
-        code, line = family(error)
+    for code, line in (_environment_line(error, advice), _usage_line(error)):
         if line:
             return code, one_line(line)
     return 1, one_line(f"{type(error).__name__}: {error}") + " (set ORPO_DEBUG=1 for the traceback)"
@@ -91,15 +120,14 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def report(error: BaseException) -> int:
+def report(error: BaseException, advice: Advice = _OF_FIT) -> int:
     """Write an exception's line to the terminal and the run's log, its traceback to the log; return the code.
 
-    Raises:
-        BaseException: the error itself, where tracebacks are wanted.
+    Where tracebacks are wanted, the terminal gets it too.
     """
     if debugging() and not isinstance(error, SystemExit):
-        raise error
-    code, line = explain(error)
+        print(mask_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    code, line = explain(error, advice)
     if line:
         with suppress(SurroundingsError):  # the log is on the disk that is full
             runfolder.PACKAGE_LOGGER.error(line)
@@ -121,7 +149,7 @@ def _exit_status(error: SystemExit) -> tuple[int, str]:
     return 1, one_line(str(error.code))
 
 
-def _environment_line(error: BaseException) -> tuple[int, str]:
+def _environment_line(error: BaseException, advice: Advice) -> tuple[int, str]:
     code = SurroundingsError.exit_code
     kinds = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)
@@ -134,7 +162,7 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
     if "inline_container" in text or "PytorchStreamWriter failed" in text:  # torch.save on a full disk
         return code, f"a checkpoint could not be written, is the disk full? {_first(text)}"
     if isinstance(error, OSError) and error.errno is not None:
-        return code, _disk_line(error)
+        return code, _disk_line(error, advice)
     if "DataLoader worker" in text:  # torch's words for a worker that is gone
         return code, (
             f"a data worker was killed or died ({_first(text).rstrip('.')}): the machine may be short of "
@@ -145,16 +173,15 @@ def _environment_line(error: BaseException) -> tuple[int, str]:
     return code, ""
 
 
-def _disk_line(error: OSError) -> str:
+def _disk_line(error: OSError, advice: Advice) -> str:
     what = _DISK_AND_RIGHTS.get(error.errno or 0, error.strerror)
     place = error.filename2 or error.filename
     if not isinstance(place, (str, os.PathLike)):
         place = _run_folder()  # a write says of no file that it was to it
     if error.errno in _FULL:
         free = free_space(Path(place))
-        return f"{what}: {place}, free are {free}; make room, or {RUN_ELSEWHERE}"
-    advice = "; set --run_dir to a folder that can be written" if error.errno in _DISK_AND_RIGHTS else ""
-    return f"{what}: {place}{advice}"
+        return f"{what}: {place}, free are {free}; make room{advice.when_full}"
+    return f"{what}: {place}{advice.when_closed if error.errno in _DISK_AND_RIGHTS else ''}"
 
 
 def _run_folder() -> Path:

@@ -467,10 +467,14 @@ def test_a_fault_is_one_line_on_the_terminal_and_a_traceback_in_the_log(
     assert "Traceback" in Path("runs/default/log").read_text()
 
 
-def test_orpo_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orpo_debug_shows_the_traceback_before_the_line_and_keeps_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ORPO_DEBUG", "1")
-    with pytest.raises(UsageError):
-        run(*FIT, "--trainer.precision", "bf16-true")
+    assert run(*FIT, "--trainer.precision", "bf16-true") == UsageError.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("error: ")
 
 
 def hub_error(name: str) -> Exception:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,44 @@ def test_the_help_of_a_command_needs_nothing_heavy_and_shows_an_example(name: st
     assert done.stdout.startswith(f"usage: orpo-lightning {name} ")
     assert f"\n  orpo-lightning {name} " in done.stdout
     assert done.stdout.endswith("HEAVY []\n")
+
+
+def last_line(
+    verb: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Return what a verb says of an error that comes out of its work."""
+    module, _, function = COMMANDS[verb].function.partition(":")
+    command = importlib.import_module(module)
+
+    def broken(args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(command, f"_{verb}", broken)
+    assert getattr(command, function)([]) == 5
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "verb", ["generate", "chat", "evaluate", "merge", "export", "push", "report", "plan"]
+)
+def test_the_advice_for_an_error_names_options_of_the_command_alone(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    help_text = importlib.import_module(COMMANDS[verb].function.partition(":")[0]).HELP
+    errors = [
+        MemoryError("too large"),
+        PermissionError(errno.EACCES, "Permission denied", "there"),
+        OSError(errno.ENOSPC, "No space left on device", "there"),
+    ]
+    for error in errors:
+        line = last_line(verb, error, monkeypatch, capsys)
+        named = re.findall(r"--\w+", line)
+        assert [option for option in named if f"  {option} " not in help_text] == []
+        assert not re.search(r"\b(?:data|model|trainer)\.", line)
+        if isinstance(error, MemoryError) and verb in ("generate", "chat", "evaluate", "merge"):
+            assert named
+        if isinstance(error, OSError) and "  --out " in help_text:
+            assert named == ["--out"]
 
 
 @pytest.mark.parametrize(

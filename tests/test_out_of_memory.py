@@ -86,6 +86,28 @@ def test_under_a_budget_of_tokens_a_smaller_budget_is_advised_and_no_other_step(
     assert "accumulate_grad_batches" not in err
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_in_a_validation_it_names_the_size_of_its_batches(
+    fit: list[str], verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: PreferenceModule, batch: PairBatch) -> ObjectiveOutput:
+        if not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return PreferenceModule.step(self, batch)
+
+    monkeypatch.setattr(Hungry, "step", step)
+    words = [verb, *fit[1:], "--data.validation_batch_size=3", "--data.test=pairs.jsonl"]
+    words.append("--trainer.val_check_interval=1")
+    assert main(words, Hungry) == 5
+    told = capsys.readouterr().err.splitlines()[-1]
+    what = "test" if verb == "test" else "validation"
+    assert re.fullmatch(
+        rf"error: out of memory in a step of the {what}: 3 pairs, [\d,]+ tokens, on CPU \([\d.]+ GiB\): set "
+        r"data\.validation_batch_size below 3, or lower data\.max_length",
+        told,
+    ), told
+
+
 def test_outside_a_step_it_is_one_line_of_advice(
     fit: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +116,9 @@ def test_outside_a_step_it_is_one_line_of_advice(
 
     monkeypatch.setattr(Hungry, "configure_model", broken)
     assert main(fit, Hungry) == 5
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: out of memory: lower data.batch_size")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: out of memory: lower data.batch_size")
+    assert "in a validation data.validation_batch_size" in told
 
 
 def test_a_batchs_sizes_are_those_of_the_plan() -> None:

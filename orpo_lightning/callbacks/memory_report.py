@@ -14,6 +14,7 @@ from orpo_lightning.batching.costs import longest_and_distinct
 from orpo_lightning.batching.shared_prefix import KEYWORD
 from orpo_lightning.errors import is_out_of_memory
 from orpo_lightning.planning.base import Batch
+from orpo_lightning.planning.gpus import GIB
 from orpo_lightning.planning.out_of_memory import Facts, TokensPerBatch, lines
 from orpo_lightning.recomputation import planned_training, read_shape
 from orpo_lightning.sharding import is_sharded
@@ -27,6 +28,7 @@ class MemoryReport(lightning.Callback):
     def __init__(self) -> None:
         """Start without a batch."""
         self._batch: Batch | None = None
+        self._held_out: Batch | None = None
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -34,11 +36,42 @@ class MemoryReport(lightning.Callback):
         """Keep the batch's sizes, never its tensors."""
         self._batch = sizes(batch) if isinstance(batch, PairBatch) else None
 
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the sizes of a batch that nothing is trained on."""
+        self._held_out = sizes(batch) if isinstance(batch, PairBatch) else None
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Forget them: what comes between batches is no matter of their size."""
+        self._held_out = None
+
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Add the notes."""
-        if not is_out_of_memory(exception) or self._batch is None or not trainer.training:
+        if not is_out_of_memory(exception):
+            return
+        if self._held_out is not None:
+            exception.add_note(_of_held_out(self._held_out, _device(pl_module.device), trainer.testing))
+            return
+        if self._batch is None or not trainer.training:
             return
         if is_sharded(pl_module):  # the plan knows no shares
             return
@@ -48,6 +81,16 @@ class MemoryReport(lightning.Callback):
             log.debug("no plan for this module: %s", error)
             return
         exception.add_note("\n".join(notes))
+
+
+def _of_held_out(batch: Batch, device: tuple[str, int], testing: bool) -> str:
+    """Return what to do about a batch of validation or test, whose size is a key of its own."""
+    name, budget = device
+    smaller = f"set data.validation_batch_size below {batch.pairs}, or " if batch.pairs > 1 else ""
+    return (
+        f"out of memory in a step of {'the test' if testing else 'the validation'}: {batch.pairs} pairs, "
+        f"{batch.tokens:,} tokens, on {name} ({budget / GIB:.1f} GiB): {smaller}lower data.max_length"
+    )
 
 
 def sizes(batch: PairBatch) -> Batch:

@@ -40,13 +40,14 @@ examples:
   orpo-lightning chat runs/quickstart
   orpo-lightning chat runs/quickstart/adapter-best --temperature 0.7 --top_p 0.9
 """
+_MEMORY = "lower --max_new_tokens, or set --quantization nf4"
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     from orpo_lightning.commands.guard import run_verb
 
-    return run_verb(args, HELP, _chat)
+    return run_verb(args, HELP, _chat, memory=_MEMORY)
 
 
 def _chat(args: list[str]) -> int:

@@ -63,6 +63,7 @@ examples:
   orpo-lightning evaluate runs/mistral --against runs/mistral/merged
   orpo-lightning evaluate owner/model --pairs pairs.jsonl --against owner/other --judge owner/reward-model
 """
+_MEMORY = "set --batch_size (1 takes least), lower --max_length, or set --quantization nf4"
 _COUNTS = ("max_length", "batch_size", "judge_prompts", "judge_parallel", "max_new_tokens")
 
 
@@ -70,7 +71,7 @@ def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     from orpo_lightning.commands.guard import run_verb
 
-    return run_verb(args, HELP, _evaluate)
+    return run_verb(args, HELP, _evaluate, memory=_MEMORY)
 
 
 def _options(args: list[str]) -> Namespace:

@@ -37,9 +37,10 @@ log = logging.getLogger(__name__)
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
+    from orpo_lightning.cli_errors import OF_TRAINING
     from orpo_lightning.commands.guard import run_verb
 
-    return run_verb(args, HELP, _find)
+    return run_verb(args, HELP, _find, memory=OF_TRAINING)
 
 
 def _find(args: list[str]) -> int:

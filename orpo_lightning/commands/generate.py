@@ -42,13 +42,14 @@ examples:
   orpo-lightning generate runs/quickstart --prompts configs/quickstart/heldout.jsonl --out answers.jsonl
   orpo-lightning generate runs/quickstart --prompts - --out - --side_by_side < prompts.jsonl
 """
+_MEMORY = "lower --batch_size or --max_new_tokens, or set --quantization nf4"
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     from orpo_lightning.commands.guard import run_verb
 
-    return run_verb(args, HELP, _generate)
+    return run_verb(args, HELP, _generate, memory=_MEMORY)
 
 
 def _generate(args: list[str]) -> int:
@@ -104,7 +105,7 @@ def _answered(
     """Return the rows with their answers."""
     from orpo_lightning.data.prompts import describe
     from orpo_lightning.data.templates import read_template
-    from orpo_lightning.errors import DataError, SurroundingsError, is_out_of_memory
+    from orpo_lightning.errors import DataError
     from orpo_lightning.using.answer_file import KEYS, Plan, answer_all
     from orpo_lightning.using.generation import Answerer
     from orpo_lightning.using.trained import load
@@ -128,14 +129,7 @@ def _answered(
         _tell(f"{'note':<14}{note}")
 
     def answer(places: list[int]) -> list[list[Answer]]:
-        try:
-            return _of_both(loaded, answerer, [ids[place] for place in places], sampling, places, options)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise SurroundingsError(
-                "out of memory: lower --batch_size or --max_new_tokens, or set --quantization nf4"
-            ) from error
+        return _of_both(loaded, answerer, [ids[place] for place in places], sampling, places, options)
 
     settings = _settings(trained, loaded, options)
     plan = Plan(asked, ids, sampling, options.batch_size, settings)

@@ -42,6 +42,7 @@ examples:
   orpo-lightning merge runs/quickstart --out runs/quickstart/merged
   orpo-lightning merge runs/quickstart/adapter-best --out merged --onto dequantized --dtype float32
 """
+_MEMORY = "--accelerator cpu merges in the memory of the machine, which must hold the whole base"
 _PAIRS = 64
 
 
@@ -49,7 +50,7 @@ def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     from orpo_lightning.commands.guard import run_verb
 
-    return run_verb(args, HELP, _merge)
+    return run_verb(args, HELP, _merge, memory=_MEMORY)
 
 
 def _merge(args: list[str]) -> int:
