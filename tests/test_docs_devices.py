@@ -60,6 +60,48 @@ def test_the_kubernetes_job_starts_as_many_processes_as_gpus_on_as_many_pods_as_
         assert given["--run_dir"].startswith(mounted["runs"] + "/")
 
 
+def recipe() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "mistral.yaml").read_text())
+    return config
+
+
+def pairs_a_step(given: dict[str, str], devices: int) -> int:
+    """Return the pairs of a step of the recipe with these flags."""
+    batch = given.get("--data.batch_size", recipe()["data"]["batch_size"])
+    accumulated = given.get(
+        "--trainer.accumulate_grad_batches", recipe()["trainer"]["accumulate_grad_batches"]
+    )
+    return int(batch) * int(accumulated) * devices
+
+
+def test_a_job_file_says_how_many_pairs_its_steps_have() -> None:
+    slurm, kubernetes = ((DOCS / name).read_text() for name in ("slurm.sbatch", "kubernetes.yaml"))
+    nodes, gpus = re.findall(r"^#SBATCH --(?:nodes|gpus-per-node)=(\d+)$", slurm, re.MULTILINE)
+    master = yaml.safe_load(kubernetes)["spec"]["pytorchReplicaSpecs"]["Master"]
+    (container,) = master["template"]["spec"]["containers"]
+    started = flags(words_after(container["args"][0], "torchrun"))
+    lines = "\n".join(line for line in slurm.splitlines() if not line.startswith("#"))
+    for text, given, devices in (
+        (slurm, flags(words_after(lines, "orpo-lightning")), int(nodes) * int(gpus)),
+        (kubernetes, started, int(started["--nnodes"]) * int(started["--nproc-per-node"])),
+    ):
+        (said,) = re.findall(r"^# (\d+) GPUs x .* = (\d+) pairs a step", text, re.MULTILINE)
+        assert tuple(map(int, said)) == (devices, pairs_a_step(given, devices))
+
+
+def test_the_commands_for_eight_gpus_keep_the_recipes_pairs_a_step_and_its_validations() -> None:
+    block = (DOCS / "scaling.md").read_text().partition("```\n")[2].partition("```")[0]
+    lines = [line for line in block.replace("\\\n", " ").splitlines() if "configs/mistral.yaml" in line]
+    assert len(lines) == 2
+    for line in lines:
+        given = flags(shlex.split(line, comments=True))
+        assert pairs_a_step(given, 8) == pairs_a_step({}, 1)
+        # Counted in micro-batches.
+        every = int(given["--trainer.val_check_interval"]) // int(given["--trainer.accumulate_grad_batches"])
+        trainer = recipe()["trainer"]
+        assert every == trainer["val_check_interval"] // trainer["accumulate_grad_batches"]
+
+
 def test_the_configs_that_the_job_files_name_are_there() -> None:
     for name in ("slurm.sbatch", "kubernetes.yaml"):
         named = re.findall(r"configs/\w+\.yaml", (DOCS / name).read_text())
