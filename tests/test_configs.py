@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def test_long_runs_are_64_pairs_a_step() -> None:
 def test_the_papers_lambda_and_normalisation_are_set() -> None:
     objective = resolved(["mistral", "paper"])["model"]["objective"]["init_args"]
     assert (objective["beta"], objective["nll_reduction"]) == (0.1, "sequence")
+
+
+def test_the_quickstart_stays_on_one_cpu_whatever_else_there_is() -> None:
+    trainer = resolved(["quickstart"])["trainer"]
+    assert (trainer["accelerator"], trainer["devices"]) == ("cpu", 1)
+    script = (ROOT / "scripts" / "quickstart").read_text()
+    (after_training,) = re.findall(r"-m orpo_lightning evaluate .*", script)
+    assert "--accelerator cpu" in after_training
+
+
+def test_the_quickstart_takes_as_long_as_the_readme_says() -> None:
+    texts = [(ROOT / "README.md").read_text(), (CONFIGS / "quickstart.yaml").read_text()]
+    said = [re.findall(r"about (\w+) minutes", text.replace("\n", " ")) for text in texts]
+    assert said[0] == said[1] != []
+
+
+def test_the_readme_names_every_config() -> None:
+    listed = (ROOT / "README.md").read_text().partition("\n`configs/`: ")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == {*WHOLE, *OVERRIDES, *DEVICES}
 
 
 def test_smollm2_steps_are_16_pairs_at_lambda_one() -> None:
