@@ -17,7 +17,8 @@ ELSEWHERE = {
     "python -m orpo_lightning evaluate runs/quickstart": "scripts/quickstart",
     "python -m orpo_lightning doctor": "test_doctor.py",
     "pip install -c constraints.txt -e .": "scripts/quickstart and scripts/test",
-    "python -m orpo_lightning report runs/mistral runs/dora --out compare.html": "test_report.py",
+    "pip install -c constraints.txt -e '.[sweep]'": "scripts/test, whose extra dev has it",
+    "python -m orpo_lightning report runs/mistral runs/mistral-dora --out compare.html": "test_report.py",
     "tensorboard --logdir runs": "test_tensorboard_finds_the_runs_curves",
     **{
         line: "test_using.py"

@@ -327,7 +327,7 @@ def test_the_examples_of_help_and_readme_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("quickstart", "mistral", "dora"):
+    for name in ("quickstart", "mistral", "mistral-dora"):
         write_run(Path("runs") / name)
     examples = [line.strip() for line in HELP.partition("examples:\n")[2].splitlines()]
     of_readme = [line for line in COMMANDS if line.startswith("python -m orpo_lightning report ")]

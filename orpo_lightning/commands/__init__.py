@@ -1,7 +1,7 @@
 """What the command line can do besides training: a verb, a function, imported when it is asked for.
 
 To add one: a file here with `main(args: list[str]) -> int`, which answers `--help` itself and returns the
-exit code, and a line in `COMMANDS`.
+exit code, an entry in `COMMANDS` and its name in a group of `GROUPS`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ options:
 
 examples:
   orpo-lightning report runs/quickstart
-  orpo-lightning report runs/mistral runs/dora --out compare.html
+  orpo-lightning report runs/mistral runs/mistral-dora --out compare.html
 """
 
 
