@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from orpo_lightning.batching.base import Normalisers, PairBatch
@@ -79,6 +80,7 @@ class _CachedJacobian(torch.autograd.Function):
         return logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         (jacobian,) = ctx.saved_tensors
         # In the gradient's own fp32, then cast: under fp16 the scaled product may not fit before it is

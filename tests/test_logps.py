@@ -73,6 +73,14 @@ def test_nothing_of_vocabulary_size_is_kept_for_the_backward_pass() -> None:
     assert kept[-1] == (ROWS, HIDDEN)
 
 
+def test_a_second_derivative_through_a_frozen_head_is_refused_rather_than_wrong() -> None:
+    hidden, ids, _ = inputs()
+    logps = target_logps(hidden, ids, head_of("plain", frozen=True), rows=10)
+    (gradient,) = torch.autograd.grad(logps.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_no_target_gives_an_empty_result_that_still_reaches_the_graph() -> None:
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
     logps = target_logps(hidden, torch.zeros(0, dtype=torch.int64), Head(nn.Identity()), rows=4)

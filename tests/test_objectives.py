@@ -195,6 +195,13 @@ def test_an_empty_answer_has_no_weight_and_spoils_nothing() -> None:
     assert poisoned.metrics["rewards/accuracies"].count.item() == 1
 
 
+def test_a_second_derivative_of_the_log_odds_is_refused_rather_than_wrong() -> None:
+    logp = torch.tensor([-0.5, -2.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_odds(logp).square().sum(), logp, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_saturated_pairs_are_counted() -> None:
     assert ORPO()(logps_of([0.0, -1.0], [-1.0, -2.0])).metrics["pairs/saturated"].sum.item() == 1
 

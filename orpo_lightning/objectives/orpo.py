@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from orpo_lightning.logps import PairLogps
@@ -29,6 +30,7 @@ class _LogOdds(torch.autograd.Function):
         return torch.where(bounded > -20, near, bounded - torch.log1p(-torch.exp(bounded)))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         (bounded,) = ctx.saved_tensors
         return grads[0] * -1 / torch.expm1(bounded)
