@@ -64,7 +64,7 @@ class BaseLogps:
         if agree(bool(np.isnan(self.values[numbers]).any())):
             self.values[numbers] = compute()[real].float().cpu().numpy()
             self._is_saved = False
-        found = torch.zeros(len(pairs), 2)
+        found = torch.zeros(len(pairs), 2, dtype=torch.float32)  # the default may be half here
         found[real] = torch.from_numpy(self.values[numbers])
         return found
 

@@ -140,7 +140,8 @@ def with_padding(output: ObjectiveOutput, batch: PairBatch) -> ObjectiveOutput:
     It is added up on the device like all else, and read where values are logged. Flat rows have none.
     """
     ids, mask = batch.model_inputs["input_ids"], batch.model_inputs.get("attention_mask")
-    computed = torch.full((), float(ids.numel()), device=ids.device)
+    # Within a forward pass the default dtype may be half, which ends at 65,504 or counts to 256.
+    computed = torch.full((), float(ids.numel()), dtype=torch.float32, device=ids.device)
     padded = torch.zeros_like(computed) if mask is None else computed - mask.sum()
     return output._replace(metrics={**output.metrics, "padding": Mean(padded, computed)})
 

@@ -107,7 +107,7 @@ def test_padding_and_neighbours_do_not_change_the_logits_at_a_target(attention: 
 
 
 def test_normalisers_travel_with_the_batch() -> None:
-    normalisers = Normalisers(*(torch.tensor(float(total)) for total in (2, 30, 12)))
+    normalisers = Normalisers(*(torch.tensor(total) for total in (2, 30, 12)))
     assert pad_pairs([LONG], PAD, normalisers).normalisers is normalisers
     assert pad_pairs([LONG], PAD).normalisers is None
 

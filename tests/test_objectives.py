@@ -167,7 +167,7 @@ def whole_and_parts(objective: ORPO, sizes: list[int]) -> tuple[Tensor, Tensor]:
     fields = ("chosen_sum", "rejected_sum", "prompt_sum")
     sums = {name: -torch.rand(12) * lengths[row] for row, name in enumerate(fields)}
     counts = dict(zip(("chosen_tokens", "rejected_tokens", "prompt_tokens"), lengths, strict=True))
-    totals = Normalisers(torch.tensor(12.0), lengths[2].sum(), lengths[0].sum())
+    totals = Normalisers(torch.tensor(12), lengths[2].sum().long(), lengths[0].sum().long())
     whole = objective(PairLogps(**sums, **counts)).loss
     parts, start = [], 0
     for size in sizes:

@@ -532,3 +532,8 @@ def test_padding_is_the_share_of_tokens_that_belong_to_no_text(tiny_base: str) -
     padded = with_padding(empty, pad_pairs(pairs, 0)).metrics["padding"]
     assert (padded.sum.item(), padded.count.item()) == (24 - (5 + 4 + 2 + 6), 24)
     assert with_padding(empty, lay_flat(pairs)).metrics["padding"].sum.item() == 0
+    torch.set_default_dtype(torch.bfloat16)  # as within a forward pass in bf16-true
+    try:
+        assert with_padding(empty, pad_pairs(pairs * 87, 0)).metrics["padding"].count.item() == 2088
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from orpo_lightning.batching import TokenizedPair, pad_pairs
 from orpo_lightning.batching.costs import flat_tokens
@@ -233,8 +234,18 @@ def test_a_loader_gives_the_planned_pairs_with_their_totals(num_workers: int) ->
     for batch, planned in zip(batches, expected, strict=True):
         assert batch.num_pairs == len(planned.indices)
         assert batch.normalisers == planned.totals
-        assert all(total.shape == () and total.dtype == torch.float32 for total in batch.normalisers)
+        assert all(total.shape == () and total.dtype == torch.int64 for total in batch.normalisers)
     assert names(load(plan(accumulate=3), num_workers)) == [sorted(batch.indices) for batch in expected]
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_totals_stay_exact_where_a_precision_casts_the_numbers_of_a_batch(precision: Any) -> None:
+    # fp16 ends at 65,504; bf16 counts to 256.
+    pairs = [TokenizedPair([1] * 40_001, [2] * 1001, [3])] * 2
+    sampler = PlannedSampler(pair_lengths(pairs), batch_size=1, accumulate=2)
+    for batch in Loader(pairs, sampler, partial(pad_pairs, pad_id=0)):
+        cast = HalfPrecision(precision).convert_input(batch)
+        assert [total.item() for total in cast.normalisers] == [2, 80_000, 2002]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -92,6 +92,6 @@ def test_a_pair_without_answers_has_no_target_and_leaves_the_others_theirs() -> 
 
 
 def test_normalisers_travel_with_the_batch() -> None:
-    normalisers = Normalisers(*(torch.tensor(float(total)) for total in (2, 30, 12)))
+    normalisers = Normalisers(*(torch.tensor(total) for total in (2, 30, 12)))
     assert lay_flat([FIRST], normalisers=normalisers).normalisers is normalisers
     assert lay_flat([FIRST]).normalisers is None

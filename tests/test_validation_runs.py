@@ -333,6 +333,16 @@ def test_what_ranks_know_is_merged_and_damaged_files_are_made_again(tmp_path: Pa
     assert np.isnan(BaseLogps(file, 3).values).all()
 
 
+def test_what_is_known_of_the_base_is_not_rounded_to_half_precision() -> None:
+    base, values = BaseLogps(None, 1), torch.tensor([[-1.001, -2.003]])
+    torch.set_default_dtype(torch.bfloat16)  # as within a forward pass in bf16-true
+    try:
+        found = base.of([0], lambda: values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, values)
+
+
 def test_a_folder_that_cannot_be_written_costs_only_the_next_runs_time(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("a file stands where the folder should be")
     base = BaseLogps(tmp_path / FOLDER / "x.npy", 1)

@@ -31,7 +31,7 @@ def totals(pairs: Iterable[TokenizedPair]) -> Normalisers:
     chosen = list(pairs)
     prompt = sum(len(pair.prompt) - 1 for pair in chosen)
     completion = sum(len(pair.chosen) for pair in chosen)
-    return Normalisers(*(torch.tensor(float(value)) for value in (len(chosen), prompt, completion)))
+    return Normalisers(*(torch.tensor(value) for value in (len(chosen), prompt, completion)))
 
 
 def loader(pairs: list[TokenizedPair], batch_size: int, step: int | None = None) -> DataLoader[PairBatch]:

@@ -19,9 +19,10 @@ class TokenizedPair(NamedTuple):
 
 
 class Normalisers(NamedTuple):
-    """Totals over one whole optimizer step, all micro-batches on all ranks; each a float tensor of shape ().
+    """Totals over one whole optimizer step, all micro-batches on all ranks; each an int64 tensor of shape ().
 
-    The loss of a micro-batch divided by these sums to the same value however the step was split.
+    The loss of a micro-batch divided by these sums to the same value however the step was split. (Whole
+    numbers: some precisions cast all floats of a batch, and above 65,504 fp16 has only infinity.)
     """
 
     pairs: Tensor

@@ -187,7 +187,7 @@ class _CollatePlanned:
 
     def __call__(self, planned: PlannedPairs) -> PairBatch:
         totals = planned.totals
-        normalisers = None if totals is None else Normalisers(*map(torch.tensor, map(float, totals)))
+        normalisers = None if totals is None else Normalisers(*map(torch.tensor, totals))
         if planned.pairs:
             return self.collate(planned.pairs, normalisers=normalisers)
         # Of no pairs: a module that does not skip it gets a batch it can compute, without a target.
