@@ -33,12 +33,13 @@ class WeightedMeans(Metric):
         self.weights: dict[str, float] = {}
         self.add_state("totals", torch.zeros(0, 2), dist_reduce_fx="sum")
 
-    def update(self, output: ObjectiveOutput) -> None:
-        """Add one micro-batch's sums and counts."""
+    def update(self, output: ObjectiveOutput, *, is_filler: bool = False) -> None:
+        """Add one micro-batch's sums and counts; of a filler nothing, but a rank may know the names by it."""
         means: dict[str, Mean | Term] = {**output.terms, **output.metrics}
         rows = torch.stack([torch.stack((mean.sum.detach(), mean.count.detach())) for mean in means.values()])
         # fp64 where there is any: token counts of a large validation set pass 2^24.
         rows = rows if rows.device.type == "mps" else rows.double()
+        rows = torch.zeros_like(rows) if is_filler else rows
         if not self.names:
             self.names = tuple(means)
             self.weights = {name: term.weight for name, term in output.terms.items()}
@@ -94,14 +95,15 @@ class IntervalMeans(WeightedMeans):
         self.with_shares: tuple[str, ...] = ()
         self.add_state("shares", [], dist_reduce_fx="cat")
 
-    def update(self, output: ObjectiveOutput) -> None:
-        """Add one batch."""
-        super().update(output)
+    def update(self, output: ObjectiveOutput, *, is_filler: bool = False) -> None:
+        """Add one batch; of a filler nothing, but its place among the pairs."""
+        super().update(output, is_filler=is_filler)
         means: dict[str, Mean | Term] = {**output.terms, **output.metrics}
         shares = {name: mean.pairs for name, mean in means.items() if mean.pairs is not None}
         self.with_shares = tuple(shares)
         if shares:
             rows = torch.stack([torch.stack(pairs, dim=1) for pairs in shares.values()], dim=1)
+            rows = torch.zeros_like(rows) if is_filler else rows
             assert isinstance(self.shares, list)
             self.shares.append(rows if rows.device.type == "mps" else rows.double())
 

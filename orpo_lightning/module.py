@@ -192,8 +192,8 @@ class PreferenceModule(lightning.LightningModule):
         if not batch.num_pairs:  # the step needed fewer micro-batches than it may have
             return torch.zeros((), device=self.device, requires_grad=True)
         output = self.step(batch)
-        self.train_means.update(with_padding(output, batch))
-        self.speed.add(batch.num_pairs, batch.target_ids.shape[0])
+        self.train_means.update(with_padding(output, batch), is_filler=batch.is_filler)
+        self.speed.add(0 if batch.is_filler else batch.num_pairs, batch.target_ids.shape[0])
         if batch.normalisers is None:
             return output.loss
         # Lightning divides by the accumulation (in a short last window too), DDP by the ranks.
@@ -201,11 +201,12 @@ class PreferenceModule(lightning.LightningModule):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add up the validation metrics, and how far the adapter moved them."""
-        self.val_means.update(with_change(self, batch, batch_idx, self.step(batch)))
+        output = with_change(self, batch, batch_idx, self.step(batch))
+        self.val_means.update(output, is_filler=batch.is_filler)
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add up the test metrics."""
-        self.test_means.update(self.step(batch))
+        self.test_means.update(self.step(batch), is_filler=batch.is_filler)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer over named parameter groups, and a schedule stepped with it."""

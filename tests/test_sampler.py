@@ -272,6 +272,7 @@ def test_a_fillers_batch_has_no_target_and_no_normaliser_of_its_own() -> None:
     (real,), (filler,) = loaders
     assert filler.target_ids.tolist() == []
     assert filler.normalisers == real.normalisers == (1, 0, 1)
+    assert (real.is_filler, filler.is_filler) == (False, True)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -53,3 +53,5 @@ class PairBatch(NamedTuple):
     """B."""
     normalisers: Normalisers | None = None
     """Totals of the optimizer step, or None: then the batch is normalised by its own totals."""
+    is_filler: bool = False
+    """Whether its pair stands for none, on a rank that had none left: nothing of it is counted."""

@@ -189,7 +189,8 @@ class _CollatePlanned:
         totals = planned.totals
         normalisers = None if totals is None else Normalisers(*map(torch.tensor, totals))
         if planned.pairs:
-            return self.collate(planned.pairs, normalisers=normalisers)
+            batch = self.collate(planned.pairs, normalisers=normalisers)
+            return batch._replace(is_filler=True) if planned.pairs[0] is _EMPTY else batch
         # Of no pairs: a module that does not skip it gets a batch it can compute, without a target.
         return self.collate([_EMPTY], normalisers=normalisers)._replace(num_pairs=0)
 
