@@ -134,7 +134,10 @@ def target_logps(hidden: Tensor, target_ids: Tensor, head: Head, *, rows: int) -
         (N,) fp32 (fp64 for fp64 logits).
     """
     if target_ids.shape[0] == 0:
-        return hidden.sum(1).float()
+        nothing = hidden.sum(1).float()
+        # A rank without targets must give a trained head its gradient too, of zeros: the others wait for it.
+        # Of one row, as not every layer takes none.
+        return nothing if head.is_frozen else nothing + head(hidden.new_zeros(1, hidden.shape[1])).sum()
     in_blocks = takes_blocks(head, hidden)
     if head.is_frozen and hidden.requires_grad and torch.is_grad_enabled():
         both: Callable[..., Any] = partial(_by_rows, head=head, rows=rows)

@@ -26,12 +26,15 @@ from orpo_lightning.sharding import is_sharded, whole
 
 
 class Words(PreferenceDataModule):
-    """Thirty-one ragged pairs: not divisible by anything."""
+    """Ragged pairs, thirty-one to validate on: not divisible by anything."""
+
+    pairs = 12
+    """To train on."""
 
     def load_rows(self, split: str) -> list[dict[str, str]]:
         """Return the pairs of a split."""
         first = 0 if split == "train" else 100
-        count = 12 if split == "train" else 31
+        count = self.pairs if split == "train" else 31
         return [
             {
                 "prompt": "count " * (1 + k % 4) + str(k),
@@ -59,7 +62,7 @@ class Recorder(lightning.Callback):
 
 
 def run(case: dict[str, Any], bases: dict[str, str], folder: Path) -> None:
-    """Fit one optimizer step of twelve pairs, validate, and save what rank zero saw."""
+    """Fit one optimizer step of all pairs, validate, and save what rank zero saw."""
     lightning.seed_everything(3)
     settings = {"lora_r": 4, "lora_dropout": 0.0, "lora_init": "gaussian", **case.get("model", {})}
     base = bases[case["family"]]
@@ -74,6 +77,7 @@ def run(case: dict[str, Any], bases: dict[str, str], folder: Path) -> None:
         max_length=128,
         cache_dir=str(folder / f"{case['name']}.d"),
     )
+    data.pairs = case["pairs"]
     recorder = Recorder()
     strategies = {"ddp": "ddp", "fsdp2": FSDP2Strategy()}
     trainer = make_trainer(

@@ -88,6 +88,18 @@ def test_no_target_gives_an_empty_result_that_still_reaches_the_graph() -> None:
     assert logps.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["plain", "bias", "soft-cap", "scale"])
+def test_no_target_gives_a_trained_head_a_gradient_of_zeros(kind: str) -> None:
+    head = head_of(kind, frozen=False)
+    hidden = torch.zeros(0, HIDDEN, dtype=torch.float64, requires_grad=True)
+    logps = target_logps(hidden, torch.zeros(0, dtype=torch.int64), head, rows=4)
+    assert logps.shape == (0,)
+    logps.sum().backward()
+    gradients = [parameter.grad for parameter in head.projection.parameters()]
+    assert gradients
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 def test_log_probabilities_are_fp32_even_of_half_precision_logits() -> None:
     logits = torch.randn(5, 7, dtype=torch.bfloat16)
     logps = rows_logps(logits, torch.arange(5), nn.Identity())

@@ -71,7 +71,7 @@ def test_no_other_cut_has_fewer_micro_batches(layout: Any, sizes: list[Any], bud
 @NAMES
 @given(lengths_of_pairs, st.integers(1, 3), st.integers(240, 900))
 @settings(max_examples=80, deadline=None)
-def test_a_step_under_a_budget_is_whole_within_it_and_has_a_last_micro_batch_on_every_rank(
+def test_a_step_under_a_budget_is_whole_within_it_and_has_the_same_micro_batches_to_compute_on_every_rank(
     layout: Any, sizes: list[Any], ranks: int, budget: int
 ) -> None:
     lengths, budget = torch.tensor(sizes) * LONG, budget * LONG
@@ -79,6 +79,8 @@ def test_a_step_under_a_budget_is_whole_within_it_and_has_a_last_micro_batch_on_
     split = Split(1, len(sizes), ranks, tokens_per_batch=budget, layout_tokens=layout)
     found = split_step(step, lengths, split)
     assert len(found) == ranks
+    # Which of them are computed: the ranks gather weights together in each, where those are shared out.
+    assert len({tuple(map(bool, batches)) for batches in found}) == 1
     for batches in found:
         assert len(batches) == len(sizes)
         used = [bool(batch) for batch in batches]
@@ -87,12 +89,23 @@ def test_a_step_under_a_budget_is_whole_within_it_and_has_a_last_micro_batch_on_
         else:  # before the one with which gradients are added up
             assert used[-1]
             assert used[:-1] == sorted(used[:-1], reverse=True)
+        fillers = [batch == [FILLER] for batch in batches if batch]
+        assert fillers == sorted(fillers)
         real = [lengths[torch.tensor(batch) - 100] for batch in batches if batch and batch != [FILLER]]
         costs = [time_of(part, layout) for part in real]
         assert costs == sorted(costs, reverse=True)
         assert all(tokens_of(part, layout) <= budget for part in real)
+    assert any(all(batch != [FILLER] for batch in batches) for batches in found)
     pairs = [pair for pair in chain(*chain(*found)) if pair != FILLER]
     assert sorted(pairs) == step.tolist()
+
+
+def test_a_rank_with_fewer_micro_batches_than_another_computes_fillers() -> None:
+    # Six pairs of two rows of 20 in three micro-batches of two: one rank has two of them.
+    lengths = torch.tensor([[10, 10, 10]]).repeat(6, 1)
+    found = split_step(torch.arange(6), lengths, Split(1, 3, 2, tokens_per_batch=80))
+    assert [[len(batch) for batch in batches] for batches in found] == [[2, 0, 2], [2, 0, 1]]
+    assert found[1][-1] == [FILLER]
 
 
 @NAMES

@@ -77,7 +77,8 @@ def split_step(step: Tensor, lengths: Tensor, split: Split) -> list[list[list[in
     `accumulate` of them in any case, since Lightning steps after so many: those a step does not need are
     empty, and the module skips them. They come last, so that a run that is cut off after a few micro-batches
     (fast_dev_run, overfit_batches) computes something; but among several ranks the last is never empty: with
-    it they add up their gradients.
+    it they add up their gradients. All ranks compute equally many, those with fewer a filler, and skip the
+    same: weights that are shared out are gathered by all of them in every forward and backward pass.
 
     Args:
         step: (P,) pair indices, P >= 1.
@@ -97,7 +98,9 @@ def split_step(step: Tensor, lengths: Tensor, split: Split) -> list[list[list[in
         return _share_out(batches, lengths, split)
     ends = _cut_for_ranks(*_plain(lengths), split)
     batches = [step[first:end].tolist() for first, end in zip([0, *ends], ends, strict=False)]
-    return [_filled_up(of_rank, split) for of_rank in _share_out(batches, lengths, split)]
+    shares = _share_out(batches, lengths, split)
+    most = max(map(len, shares))
+    return [_filled_up(of_rank, most, split) for of_rank in shares]
 
 
 def _share_out(batches: list[list[int]], lengths: Tensor, split: Split) -> list[list[list[int]]]:
@@ -119,10 +122,10 @@ def _share_out(batches: list[list[int]], lengths: Tensor, split: Split) -> list[
     return [[batches[number] for number in share] for share in shares]
 
 
-def _filled_up(batches: list[list[int]], split: Split) -> list[list[int]]:
-    batches = batches or [[FILLER]]
-    skipped: list[list[int]] = [[] for _ in range(split.accumulate - len(batches))]
-    place = len(batches) if split.world_size == 1 else len(batches) - 1
+def _filled_up(batches: list[list[int]], computed: int, split: Split) -> list[list[int]]:
+    batches = [*batches, *([FILLER] for _ in range(computed - len(batches)))]
+    skipped: list[list[int]] = [[] for _ in range(split.accumulate - computed)]
+    place = computed if split.world_size == 1 else computed - 1
     return [*batches[:place], *skipped, *batches[place:]]
 
 
