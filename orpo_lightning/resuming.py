@@ -46,9 +46,11 @@ def restore_extra_state(module: Any, checkpoint: Mapping[str, Any]) -> None:
     sums, rank = state["train_sums"], module.trainer.global_rank
     if len(sums) == module.trainer.world_size:
         module.train_means.go_on_from(sums[rank], module.device)
-    elif rank == 0 and (full := [one for one in sums if one["names"]]):
-        total = {**full[0], "totals": sum(one["totals"] for one in full)}
-        module.train_means.go_on_from(total, module.device)
+    elif full := [one for one in sums if one["names"]]:
+        totals = sum(one["totals"] for one in full)
+        # Nothing on the other ranks, but in the same shape: they add up together.
+        totals = torch.zeros_like(totals) if rank else totals
+        module.train_means.go_on_from({**full[0], "totals": totals}, module.device)
     norm = state["grad_norm"]
     module.grad_norm = None if norm is None else torch.tensor(norm, device=module.device)
 

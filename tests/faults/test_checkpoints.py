@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Ended, Forks, assert_equal, load, strike
+from runs import Ended, Forks, assert_equal, curves, load, strike
 
 from orpo_lightning.checkpoint_files import read_checkpoint, write_checkpoint
 from orpo_lightning.errors import CheckpointError, SurroundingsError
 from orpo_lightning.full_disk import check_room
+from orpo_lightning.resuming import is_unlogged
 
 Fit = Callable[..., list[Any]]
 
@@ -215,6 +216,23 @@ def test_another_split_of_the_same_steps_goes_on_when_that_is_accepted(
     assert first["global_step"] == second["global_step"] == 9
     for name, weight in first["state_dict"].items():
         assert torch.allclose(weight, second["state_dict"][name], rtol=1e-4, atol=1e-5), name
+
+
+def test_a_step_that_was_still_to_be_logged_is_logged_by_more_processes_than_took_it(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    calm = ["--model.lora_dropout=0", "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null"]
+    calm.append("--trainer.max_steps=6")
+    assert forks.run(fit("whole", *calm), tmp_path).code == 0
+    assert forks.run(fit("run", *calm, *strike("on_train_batch_start", 3, "SIGTERM")), tmp_path).code == 143
+    assert is_unlogged(load(tmp_path / "run"))
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1"]
+    words = fit("run", *calm, *two, "--data.changed_steps=accept", "--resume=auto")
+    ended = forks.run_ranks(words, tmp_path, 2)
+    assert [one.code for one in ended] == [0, 0], ended
+    whole, found = (curves(tmp_path / name) for name in ("whole", "run"))
+    for name in ("train/loss", "train/rewards/margins", "train/length/chosen", "train/grad_norm"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-4), name
 
 
 def test_a_run_that_ended_is_exported_again_when_it_is_resumed(run: Path, fit: Fit, forks: Forks) -> None:
