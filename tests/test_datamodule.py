@@ -453,6 +453,48 @@ def test_lightning_must_not_replace_the_plan_of_several_ranks(loader: str, make:
         getattr(data, loader)()
 
 
+def test_a_number_of_micro_batches_a_step_that_changes_on_the_way_is_refused(
+    make: Any, tmp_path: Path
+) -> None:
+    scheduler = lightning.pytorch.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    fit = trainer(tmp_path, accumulate_grad_batches=1, callbacks=[scheduler])
+    with pytest.raises(UsageError, match=r"remove it, and set trainer\.accumulate_grad_batches"):
+        fit.fit(Recorder(), make(rows(8)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "accumulate", "computed", "near"),
+    [(3, 4, 3, "4"), (5, 4, 5, "4 or 1.0"), (0.5, 2, 3, "2 or 4"), (0.99, 2, 5, "4 or 1.0")],
+)
+def test_a_limit_within_an_optimizer_step_is_refused_with_those_next_to_it(
+    limit: float, accumulate: int, computed: int, near: str, make: Any, tmp_path: Path
+) -> None:
+    fit = trainer(tmp_path, accumulate_grad_batches=accumulate, limit_train_batches=limit)
+    said = f"{limit}: {computed} micro-batches end within an optimizer step of {accumulate} "
+    with pytest.raises(UsageError, match=f"{re.escape(said)}.*: set it to {re.escape(near)}$"):
+        fit.fit(Recorder(), make(rows(11)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches"),
+    [
+        ({"limit_train_batches": 2}, 2),
+        ({"limit_train_batches": 5}, 5),  # the whole pass, whose last step is short
+        ({"limit_train_batches": 100}, 5),
+        ({"limit_train_batches": 0.5}, 2),
+        ({"fast_dev_run": 1}, 1),
+        ({"overfit_batches": 1}, 1),
+    ],
+    ids=str,
+)
+def test_a_limit_between_two_steps_and_a_trial_of_a_few_micro_batches_are_not(
+    settings: dict[str, Any], batches: int, make: Any, tmp_path: Path
+) -> None:
+    module = Recorder()
+    trainer(tmp_path, max_epochs=1, **settings).fit(module, make(rows(9)))
+    assert len(module.found) == batches
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_do_not_change_the_order(num_workers: int, make: Any) -> None:
     expected = ready(make(rows(9)))

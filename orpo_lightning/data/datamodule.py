@@ -20,6 +20,8 @@ from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.loading import (
     choose_collate,
     rank_of,
+    refuse_changing_accumulation,
+    refuse_cut_step,
     refuse_late_validation,
     refuse_unknown_tokens,
     require_own_sampler,
@@ -243,7 +245,9 @@ class PreferenceDataModule(LightningDataModule):
             self.train_dataset = self.preparation.train
             pairs = len(self.train_dataset or ())
             has_budget = self.hparams["tokens_per_batch"] is not None
-            refuse_late_validation(self.trainer, pairs, self.split_of_steps(), has_budget=has_budget)
+            refuse_changing_accumulation(self.trainer)
+            for refuse_plan in (refuse_cut_step, refuse_late_validation):
+                refuse_plan(self.trainer, pairs, self.split_of_steps(), has_budget=has_budget)
         if "validation" in splits:
             self.validation_pairs = self.preparation.validation()
             self.resize_validation(self.measured_size or self.validation_size)

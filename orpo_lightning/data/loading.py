@@ -98,6 +98,55 @@ def require_own_sampler(trainer: Any) -> None:
         )
 
 
+def refuse_changing_accumulation(trainer: Any) -> None:
+    """Stop where steps would come after other numbers of micro-batches than the plan's.
+
+    Raises:
+        UsageError: the Trainer has a GradientAccumulationScheduler.
+    """
+    kinds = {kind.__name__ for one in getattr(trainer, "callbacks", ()) for kind in type(one).__mro__}
+    if "GradientAccumulationScheduler" in kinds:
+        raise UsageError(
+            "trainer.callbacks: GradientAccumulationScheduler changes how many micro-batches a step has, and "
+            "this data module plans steps with one number: remove it, and set trainer.accumulate_grad_batches"
+        )
+
+
+def refuse_cut_step(trainer: Any, pairs: int, steps: Mapping[str, int], *, has_budget: bool) -> None:
+    """Stop where every pass would end within an optimizer step, whose gradient would be a part of its mean.
+
+    Trials are let through: fast_dev_run, overfit_batches.
+
+    Args:
+        trainer: that fits.
+        pairs: of a pass over the data.
+        steps: batch_size, accumulate and world_size.
+        has_budget: whether steps are split by tokens.
+
+    Raises:
+        UsageError: names the numbers of micro-batches next to it.
+    """
+    if trainer is None or trainer.state.fn != "fit" or trainer.fast_dev_run or trainer.overfit_batches:
+        return
+    batches, limit = _micro_batches(pairs, steps, has_budget=has_budget), trainer.limit_train_batches
+    computed = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    accumulate = steps["accumulate"]
+    if computed == batches or computed % accumulate == 0:
+        return
+    below = computed // accumulate * accumulate
+    near = [str(below)] * (below > 0) + [str(below + accumulate) if below + accumulate < batches else "1.0"]
+    raise UsageError(
+        f"trainer.limit_train_batches {limit}: {computed:,} micro-batches end within an optimizer step of "
+        f"{accumulate} (trainer.accumulate_grad_batches): set it to {' or '.join(near)}"
+    )
+
+
+def _micro_batches(pairs: int, steps: Mapping[str, int], *, has_budget: bool) -> int:
+    batch_size, accumulate, world_size = (steps[key] for key in SPLIT)
+    split = Split(batch_size, accumulate, world_size, tokens_per_batch=1 if has_budget else None)
+    return split.micro_batches(pairs)
+
+
 def refuse_late_validation(trainer: Any, pairs: int, steps: Mapping[str, int], *, has_budget: bool) -> None:
     """Stop where the first validation would come after the end of a pass, before a model is loaded for it.
 
@@ -112,9 +161,7 @@ def refuse_late_validation(trainer: Any, pairs: int, steps: Mapping[str, int], *
     """
     if trainer is None or trainer.state.fn != "fit" or trainer.limit_train_batches != 1.0:
         return
-    batch_size, accumulate, world_size = (steps[key] for key in SPLIT)
-    split = Split(batch_size, accumulate, world_size, tokens_per_batch=1 if has_budget else None)
-    interval, batches = trainer.val_check_interval, split.micro_batches(pairs)
+    interval, batches = trainer.val_check_interval, _micro_batches(pairs, steps, has_budget=has_budget)
     if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
         raise UsageError(
             f"trainer.val_check_interval: {interval:,} micro-batches, and a pass over the data has "
