@@ -150,7 +150,8 @@ def _cut_for_ranks(longest: Sequence[int], distinct: Sequence[int], split: Split
 
         return fits
 
-    best, low, high = fewest, 0.0, cost(budget, longest[0])
+    # Pairs come by their tokens: the longest need not be the first.
+    best, low, high = fewest, 0.0, cost(budget, max(longest))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         ends = cut(longest, distinct, is_within(middle))
