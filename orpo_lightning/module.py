@@ -237,10 +237,11 @@ class PreferenceModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Check that the run will train what it should, and start the clock."""
-        from orpo_lightning.callbacks.boundaries import begin_next_epoch
+        from orpo_lightning.callbacks.boundaries import begin_next_epoch, keep_to_steps
 
         begin_next_epoch(self.trainer)
         self._choose_recomputation()
+        keep_to_steps(self.trainer)
         self._go_on()
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"

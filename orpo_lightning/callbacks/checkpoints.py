@@ -10,7 +10,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from orpo_lightning.callbacks.boundaries import at_boundary, begin_next_epoch, validates_next
+from orpo_lightning.callbacks.boundaries import (
+    at_boundary,
+    begin_next_epoch,
+    keep_to_steps,
+    validates_next,
+)
 from orpo_lightning.full_disk import check_room
 from orpo_lightning.runfolder import LAST
 
@@ -40,6 +45,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the step the run starts at as saved, and see whether the disk has room for the next."""
+        keep_to_steps(trainer)
         begin_next_epoch(trainer)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:

@@ -9,7 +9,7 @@ from orpo_lightning.data import flags
 from orpo_lightning.data.limits import BEYOND_LIMITS
 from orpo_lightning.data.screening import LOW_MARGIN, NO_MARGIN
 from orpo_lightning.data.table import DROPPED, StoredPairs
-from orpo_lightning.errors import DataError
+from orpo_lightning.errors import CheckpointError, DataError
 from orpo_lightning.run_settings import SPLIT, pairs_per_step, same_place
 
 ASKED_FOR = BEYOND_LIMITS | {LOW_MARGIN, NO_MARGIN}
@@ -59,7 +59,16 @@ def other_run(
         here: of this run, `source`, `fingerprint` and the same.
         changed_data: "accept" goes on at the same place of the epoch, in the order of the data there is now.
         changed_steps: "accept" goes on with another split of the steps, if it has a place there.
+
+    Raises:
+        CheckpointError: the position is within an optimizer step, so that no run can go on from it.
     """
+    if same_place(saved, saved) is None:
+        raise CheckpointError(
+            f"the checkpoint was taken within an optimizer step, {saved['seen']:,} micro-batches into a pass "
+            f"over the data where {saved['accumulate']} make a step: the gradient added up by then is lost; "
+            "name another of the run's checkpoints with --resume"
+        )
     found = []
     if saved["fingerprint"] != here["fingerprint"] and changed_data != "accept":
         found.append(
@@ -73,7 +82,7 @@ def other_run(
     split = [f"{key} {saved[key]} became {here[key]}" for key in SPLIT if key in other]
     before, now = pairs_per_step(saved), pairs_per_step(here)
     what = ", ".join(split) + (f", so {before} pairs in a step became {now}" if before != now else "")
-    if split and same_place(saved, here) is None:
+    if same_place(saved, here) is None:
         found.append(f"{what}, and the checkpoint does not stand between two such steps")
     elif split and changed_steps != "accept":
         found.append(f"{what}; --data.changed_steps accept goes on with it")

@@ -269,7 +269,9 @@ class PreferenceDataModule(LightningDataModule):
         )
         if self._position is not None:
             refuse(self.other_run(self._position))
-            plan.resume_at(self._position["epoch"], same_place(self._position, self.split_of_steps()) or 0)
+            place = same_place(self._position, self.split_of_steps())
+            assert place is not None
+            plan.resume_at(self._position["epoch"], place)
         self._loader = self._loader_of(self.train_dataset, plan)
         return self._loader
 

@@ -34,6 +34,11 @@ SETTINGS = {
         "--trainer.accumulate_grad_batches=4",
         "--data.tokens_per_batch=60",
     ],
+    "validations due within a step": [
+        "--data.batch_size=1",
+        "--trainer.accumulate_grad_batches=4",
+        "--trainer.val_check_interval=5",
+    ],
     "no accumulation": ["--trainer.accumulate_grad_batches=1", "--data.batch_size=4"],
 }
 
@@ -122,6 +127,39 @@ def test_a_validation_that_was_killed_is_done_again(
     assert load(tmp_path / "killed")["global_step"] == 3
     assert forks.run(fit("killed", "--resume=auto"), tmp_path).code == 0
     assert_same_end(whole, tmp_path / "killed")
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "do", "code"),
+    [
+        ("on_train_batch_start", 7, "SIGKILL", -9),
+        ("on_validation_batch_start", 7, "SIGKILL", -9),
+        ("on_validation_batch_start", 7, "SIGTERM", 143),
+        ("on_before_optimizer_step", 6, "SIGTERM", 143),
+    ],
+)
+def test_a_run_goes_on_behind_a_validation_that_was_due_within_the_short_last_step_of_a_pass(
+    hook: str, step: int, do: str, code: int, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """A pass has 26 micro-batches, four to a step: the 25th is the first of the seventh step, of two."""
+    settings = SETTINGS["validations due within a step"]
+    assert forks.run(fit("whole", *settings), tmp_path).code == 0
+    assert forks.run(fit("killed", *settings, *strike(hook, step, do)), tmp_path).code == code
+    assert forks.run(fit("killed", *settings, "--resume=auto"), tmp_path).code == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_the_best_of_a_validation_that_was_due_within_a_step_goes_on_to_the_same_end(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """The ninth micro-batch is the first of the fifth step; the next validation is due with the 18th."""
+    settings = ["--trainer.val_check_interval=9", "--save_every=50"]
+    assert forks.run(fit("whole", *settings), tmp_path).code == 0
+    killed = forks.run(fit("killed", *settings, *strike("on_train_batch_start", 5, "SIGKILL")), tmp_path)
+    assert killed.code == -9, killed.err
+    ended = forks.run(fit("killed", *settings, "--resume=killed/checkpoints/best.ckpt"), tmp_path)
+    assert ended.code == 0, ended.err
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_run_that_has_ended_keeps_the_values_of_its_last_step_when_it_is_begun_again(
