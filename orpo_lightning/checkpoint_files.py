@@ -84,8 +84,10 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
             path.replace(previous)
         staging.replace(path)
         sync(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+    except BaseException as error:
         with suppress(OSError):
+        if not isinstance(error, (OSError, RuntimeError)):  # torch's writer makes of a full disk the latter
+            raise
             staging.unlink(missing_ok=True)
         needed = size_of(content)
         if is_full(error) or needed > free_bytes(path):

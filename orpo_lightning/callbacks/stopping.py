@@ -87,7 +87,12 @@ class StopAtSignal(lightning.Callback):
             validation_is_due(checkpoint)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """All is saved: a signal ends the rest at once."""
+        """Save what is not saved yet: from then on a signal ends the rest at once."""
+        saving = resume_checkpoint(trainer)
+        if saving is not None:
+            saving.save(trainer)
+        self._end = None  # the time left is for what follows the last step
+        self._stop_if_asked(trainer)
         self.signals.deferred = False
 
     def on_exception(
@@ -103,7 +108,7 @@ class StopAtSignal(lightning.Callback):
         signum = self._signal_of_any_rank(trainer)
         if not signum:
             return
-        self.signals.deferred = False
+        # Still deferred: another signal must not cut the saving short.
         saving = resume_checkpoint(trainer)
         if saving is not None:
             self._pending = trainer.validating
@@ -113,6 +118,7 @@ class StopAtSignal(lightning.Callback):
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             _requeue()
         raise Stopped(signum)
+        self.signals.deferred = False
 
     def _signal_of_any_rank(self, trainer: lightning.Trainer) -> int:
         signum = self.signals.received or (signal.SIGTERM if self._is_nearly_over() else 0)

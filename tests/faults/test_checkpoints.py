@@ -52,8 +52,9 @@ def damage(path: Path, how: str) -> None:
     if how == "missing":
         path.unlink()
     elif how == "a flipped bit":
-        # In the middle of the largest tensor: torch's own reader takes it.
-        middle = len(content) // 2
+        # In the middle of a tensor: torch's own reader takes it.
+        tensor = next(iter(read_checkpoint(path)["state_dict"].values())).numpy().tobytes()
+        middle = content.index(tensor) + len(tensor) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         path.write_bytes(
@@ -309,3 +310,16 @@ def test_best_and_last_are_files_of_their_own(saved: Path) -> None:
 def test_a_resumed_run_may_begin_from_the_best(run: Path, fit: Fit, forks: Forks) -> None:
     ended = forks.run(fit("run", "--resume=run/checkpoints/best.ckpt", "--trainer.max_steps=5"), run.parent)
     assert ended.code == 0, ended.err
+def test_an_interrupted_save_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(content: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    write_checkpoint({"state_dict": {"w": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["w"].item() == 0
+
+

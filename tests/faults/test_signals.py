@@ -78,6 +78,41 @@ def test_the_second_ctrl_c_ends_the_run_without_waiting(fit: Fit, forks: Forks, 
     assert load(tmp_path / "run")["global_step"] == 2
 
 
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
+def test_another_signal_does_not_cut_short_the_saving_that_the_first_asked_for(
+    second: str, fit: Fit, forks: Forks, tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    first = strike("on_train_batch_start", 2, "SIGUSR1")
+    again = strike("on_save_checkpoint", 3, second)
+    ended = forks.run(fit("run", "--save_every=50", *first, *again), tmp_path, **slurm)
+    assert ended.code == 138, ended.err
+    assert "SIGUSR1: stopped after step 3, saved in run/checkpoints/last.ckpt" in ended.out
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert load(tmp_path / "run")["global_step"] == 3
+
+
+def test_the_second_ctrl_c_ends_a_save_too_and_leaves_nothing_of_it(
+    fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    both = [*strike("on_train_batch_start", 2, "SIGINT"), *strike("on_save_checkpoint", 3, "SIGINT")]
+    ended = forks.run(fit("run", "--save_every=50", *both), tmp_path)
+    assert ended.code == 130, ended.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize("hook", ["on_train_end", "on_save_checkpoint"])
+def test_a_signal_at_the_end_of_training_waits_until_the_last_step_is_saved(
+    hook: str, fit: Fit, forks: Forks, tmp_path: Path
+) -> None:
+    """A stop at the end of a pass, as by early stopping, tells nobody before that its step was the last."""
+    words = ["--save_every=50", "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null"]
+    stop = strike("on_train_epoch_end", 7, "stop")
+    ended = forks.run(fit("run", *words, *stop, *strike(hook, 7, "SIGTERM")), tmp_path)
+    assert ended.code == 143, ended.err
+    assert "SIGTERM: stopped after step 7, saved in run/checkpoints/last.ckpt" in ended.out
+    assert load(tmp_path / "run")["global_step"] == 7
+
+
 def test_a_signal_to_the_whole_group_leaves_the_data_workers_at_work(
     whole: Path, fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
@@ -90,19 +125,24 @@ def test_a_signal_to_the_whole_group_leaves_the_data_workers_at_work(
     assert_same_end(whole, tmp_path / "run")
 
 
-def test_a_slurm_job_is_put_into_the_queue_again_after_sigusr1(
-    fit: Fit, forks: Forks, tmp_path: Path
-) -> None:
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a SLURM job; what its scontrol is told is written to `asked`."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    env = {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:/usr/bin:/bin"}
-    ended = forks.run(fit("run", *strike("on_train_batch_start", 2, "SIGUSR1")), tmp_path, **env)
+    return {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:/usr/bin:/bin"}
+
+
+def test_a_slurm_job_is_put_into_the_queue_again_after_sigusr1(
+    fit: Fit, forks: Forks, tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    ended = forks.run(fit("run", *strike("on_train_batch_start", 2, "SIGUSR1")), tmp_path, **slurm)
     assert ended.code == 138, ended.err
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
-    ended = forks.run(fit("other", *strike("on_train_batch_start", 2, "SIGTERM")), tmp_path, **env, **array)
+    ended = forks.run(fit("other", *strike("on_train_batch_start", 2, "SIGTERM")), tmp_path, **slurm, **array)
     assert ended.code == 143
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
