@@ -25,9 +25,10 @@ class StopAtSignal(lightning.Callback):
     """After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1: ends the optimizer step, saves, and raises `Stopped`.
 
     All ranks stop together at the same step, whichever got the signal. Where a validation follows the step or
-    is under way, the run that goes on from the checkpoint does it anew. In a SLURM job that tells when it
-    ends (SLURM_JOB_END_TIME) the run stops by itself in time to save; after SIGUSR1 a SLURM job is put into
-    the queue again (`#SBATCH --signal=USR1@120 --requeue`).
+    is under way, the run that goes on from the checkpoint does it anew. After SIGUSR1 a SLURM job is put
+    into the queue again (`#SBATCH --signal=USR1@120 --requeue`). One that tells when it ends
+    (SLURM_JOB_END_TIME) stops in time to save, as if that signal had come: where steps are long, it would
+    come too late.
 
     Args:
         signals: what handles the signals outside of training; None handles them in here.
@@ -117,11 +118,11 @@ class StopAtSignal(lightning.Callback):
         log.warning("%s: stopped after step %d, %s", signal.Signals(signum).name, trainer.global_step, where)
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
             _requeue()
-        raise Stopped(signum)
         self.signals.deferred = False
+        raise Stopped(signum)
 
     def _signal_of_any_rank(self, trainer: lightning.Trainer) -> int:
-        signum = self.signals.received or (signal.SIGTERM if self._is_nearly_over() else 0)
+        signum = self.signals.received or (signal.SIGUSR1 if self._is_nearly_over() else 0)
         if trainer.world_size == 1:
             return signum
         asked = torch.tensor(float(signum), device=trainer.strategy.root_device)
@@ -132,7 +133,10 @@ class StopAtSignal(lightning.Callback):
         now = time.monotonic()
         self._longest = max(self._longest, now - (self._last_check or now))
         self._last_check = now
-        return self._end is not None and now + 2 * self._longest + _SPARE_SECONDS > self._end
+        if self._end is None or now + 2 * self._longest + _SPARE_SECONDS <= self._end:
+            return False
+        log.warning("the job ends in %.0f s: stopping as after SIGUSR1", max(0.0, self._end - now))
+        return True
 
 
 def _shares_evenly(trainer: lightning.Trainer) -> bool:
