@@ -113,6 +113,7 @@ class PreferenceModule(lightning.LightningModule):
         self.speed = Speed()
         self.grad_norm: Tensor | None = None
         self.optimizer_made: torch.optim.Optimizer | None = None
+        self._saved_optimizer: str | None = None
         self._optimizer_settings: list[dict[str, Any]] | None = None
         self._scorer: Scorer | None = None
         self._initial_adapter: Any = None
@@ -215,6 +216,7 @@ class PreferenceModule(lightning.LightningModule):
         if (check := getattr(optimizer, "check_trainer", None)) is not None:
             check(self.trainer)
         fuse(optimizer, scales_loss=getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+        resuming.refuse_other_optimizer(self._saved_optimizer, optimizer)
         self.optimizer_made = optimizer  # the next line makes the loader, which may ask what memory is left
         total = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.hparams["schedule"], self.hparams["warmup"], total)
@@ -239,9 +241,9 @@ class PreferenceModule(lightning.LightningModule):
         """Check that the run will train what it should, and start the clock."""
         from orpo_lightning.callbacks.boundaries import begin_next_epoch, keep_to_steps
 
+        keep_to_steps(self.trainer)
         begin_next_epoch(self.trainer)
         self._choose_recomputation()
-        keep_to_steps(self.trainer)
         self._go_on()
         frozen_mode = [name for name, module in self.model.named_modules() if not module.training]
         assert not frozen_mode, f"modules in eval mode switch gradient checkpointing off: {frozen_mode[:3]}"
@@ -361,6 +363,9 @@ class PreferenceModule(lightning.LightningModule):
         resuming.refuse_other_run(self, checkpoint)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             resuming.restore_extra_state(self, checkpoint)
+            # Lightning makes the optimizer after this, and FSDP2 before it.
+            self._saved_optimizer = checkpoint.get(resuming.KEY, {}).get("optimizer")
+            resuming.refuse_other_optimizer(self._saved_optimizer, self.optimizer_made)
 
     # Report
 

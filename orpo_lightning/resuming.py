@@ -16,6 +16,8 @@ from orpo_lightning.run_settings import changed_model, changed_options, recount,
 log = logging.getLogger(__name__)
 KEY = "orpo_lightning"
 _FORMAT = 1
+_OF_TRAINER = ("precision", "gradient_clip_val", "max_steps", "max_epochs")
+"""Settings of the Trainer that may change, and are told then."""
 
 
 def extra_state(module: Any) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def extra_state(module: Any) -> dict[str, Any]:
         "versions": {"orpo_lightning": __version__, "torch": str(torch.__version__)},
         "train_sums": sums,
         "grad_norm": None if norm is None else float(norm),
+        "optimizer": _class_of(module.optimizer_made),
+        "trainer": _settings_of(module.trainer),
     }
 
 
@@ -72,7 +76,39 @@ def refuse_other_run(module: Any, checkpoint: dict[str, Any]) -> None:
         found += data.other_run(position)
     refuse(found)
     check_same_weights(checkpoint["state_dict"], module.state_dict())
-    if options := changed_options(saved, here):
+    options = changed_options(saved, here)
+    if training:
+        options += changed_options(checkpoint.get(KEY, {}).get("trainer", {}), _settings_of(trainer))
+    if options:
         log.info("changed since the checkpoint: %s", ", ".join(options))
     if training and position and "accumulate" in position:
         recount(checkpoint["loops"]["fit_loop"], position, data.split_of_steps())
+
+
+def refuse_other_optimizer(saved: str | None, optimizer: torch.optim.Optimizer | None) -> None:
+    """Compare the optimizer that a checkpoint's state is of with this run's, before the state is loaded.
+
+    Args:
+        saved: what `extra_state` has written; None where it is of a version that did not.
+        optimizer: this run's; None where it is not made yet, or made by a subclass.
+
+    Raises:
+        CheckpointError: they are of different classes, so that the state of one means nothing to the other.
+    """
+    here = _class_of(optimizer)
+    if saved and here and _without_modules(saved) != _without_modules(here):
+        refuse([f"model.optimizer {saved} became {here}, which cannot take over its state"])
+
+
+def _class_of(optimizer: torch.optim.Optimizer | None) -> str | None:
+    kind = type(optimizer)
+    return None if optimizer is None else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _without_modules(name: str) -> tuple[str, str]:
+    """Return the package and the class of a class's full name: a version may move it from file to file."""
+    return name.partition(".")[0], name.rpartition(".")[2]
+
+
+def _settings_of(trainer: Any) -> dict[str, Any]:
+    return {key: getattr(trainer, key) for key in _OF_TRAINER}

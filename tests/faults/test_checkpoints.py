@@ -184,6 +184,54 @@ def test_a_checkpoint_that_lacks_adapters_is_refused(run: Path, fit: Fit, forks:
     assert "is of another model or adapter" in refused(forks.run(fit("run", "--resume=auto"), run.parent))
 
 
+def test_a_checkpoint_that_stands_within_a_step_is_refused(run: Path, fit: Fit, forks: Forks) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(path)
+    assert content["PreferenceDataModule"]["seen"] == 8
+    content["PreferenceDataModule"]["seen"] = 7
+    write_checkpoint(content, path)
+    for words in ([], ["--data.changed_data=accept", "--data.changed_steps=accept"]):
+        line = refused(forks.run(fit("run", "--resume=auto", *words), run.parent))
+        assert (
+            "within an optimizer step, 7 micro-batches into a pass over the data where 2 make a step" in line
+        )
+        assert "name another of the run's checkpoints with --resume" in line
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_a_checkpoint_of_another_optimizer_is_refused(kind: str, run: Path, fit: Fit, forks: Forks) -> None:
+    other = [f"--model.optimizer=torch.optim.{kind}", "--model.optimizer.lr=0.01"]
+    line = refused(forks.run(fit("run", "--resume=auto", *other), run.parent))
+    assert "model.optimizer torch.optim.adamw.AdamW became torch.optim." in line
+
+
+def test_a_checkpoint_that_does_not_name_its_optimizer_goes_on(run: Path, fit: Fit, forks: Forks) -> None:
+    """As those of earlier versions."""
+    path = run / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(path)
+    for key in ("optimizer", "trainer"):
+        del content["orpo_lightning"][key]
+    write_checkpoint(content, path)
+    ended = forks.run(fit("run", "--resume=auto", "--trainer.max_steps=5"), run.parent)
+    assert ended.code == 0, ended.err
+    assert load(run)["global_step"] == 5
+
+
+def test_what_the_command_line_says_of_the_trainer_is_told(run: Path, fit: Fit, forks: Forks) -> None:
+    # With dtype auto the precision would decide the type of the base, which is part of the model.
+    words = ["--trainer.max_steps=5", "--trainer.gradient_clip_val=0.5", "--trainer.precision=bf16-mixed"]
+    words.append("--model.dtype=float32")
+    ended = forks.run(fit("run", "--resume=auto", *words), run.parent)
+    assert ended.code == 0, ended.err
+    told = (
+        "dtype auto became float32",
+        "gradient_clip_val None became 0.5",
+        "max_steps 4 became 5",
+        "precision 32-true became bf16-mixed",
+    )
+    assert f"changed since the checkpoint: {', '.join(told)}\n" in ended.out
+
+
 def test_what_the_command_line_says_of_the_optimizer_wins_and_is_told(
     run: Path, fit: Fit, forks: Forks
 ) -> None:
@@ -282,6 +330,19 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_training(
     check_room(tmp_path, 10**5)
 
 
+def test_an_interrupted_save_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(content: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    write_checkpoint({"state_dict": {"w": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["w"].item() == 0
+
+
 def test_checkpoints_in_an_object_store_carry_a_digest_too() -> None:
     import fsspec
 
@@ -310,16 +371,3 @@ def test_best_and_last_are_files_of_their_own(saved: Path) -> None:
 def test_a_resumed_run_may_begin_from_the_best(run: Path, fit: Fit, forks: Forks) -> None:
     ended = forks.run(fit("run", "--resume=run/checkpoints/best.ckpt", "--trainer.max_steps=5"), run.parent)
     assert ended.code == 0, ended.err
-def test_an_interrupted_save_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(content: Any, stream: Any) -> None:
-        stream.write(b"half")
-        raise KeyboardInterrupt
-
-    write_checkpoint({"state_dict": {"w": torch.zeros(1)}}, tmp_path / "last.ckpt")
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_checkpoint({"state_dict": {"w": torch.ones(1)}}, tmp_path / "last.ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    assert read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["w"].item() == 0
-
-
