@@ -71,8 +71,7 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
         OSError: the file cannot be written for another reason.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while writing
-        left.unlink(missing_ok=True)
+    remove_unfinished(path.parent, path.name)
     # In the same folder: from another file system it would be copied, and a copy can be cut short.
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -86,14 +85,25 @@ def write_checkpoint(content: dict[str, Any], path: Path, previous: Path | None 
         sync(path.parent)
     except BaseException as error:
         with suppress(OSError):
+            staging.unlink(missing_ok=True)
         if not isinstance(error, (OSError, RuntimeError)):  # torch's writer makes of a full disk the latter
             raise
-            staging.unlink(missing_ok=True)
         needed = size_of(content)
         if is_full(error) or needed > free_bytes(path):
             advice = "raise save_every; the checkpoint before it is intact: --resume auto goes on from there"
             raise full_disk(path, "the checkpoint", advice, needed) from error
         raise
+
+
+def remove_unfinished(folder: Path, name: str = "*.ckpt") -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint.
+
+    Args:
+        folder: of the checkpoints; no other process may be writing into it.
+        name: of the checkpoint; all where left out.
+    """
+    for left in folder.glob(f".{name}.*"):
+        left.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:

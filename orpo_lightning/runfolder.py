@@ -14,8 +14,8 @@ from orpo_lightning.run_log import RunLogHandler
 
 PACKAGE_LOGGER = logging.getLogger("orpo_lightning")
 CHECKPOINTS = "checkpoints"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-"""The newest state of a run and the one before it."""
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+"""The newest state of a run, the one before it, and that of the lowest validation value."""
 
 
 def run_folder(run_dir: str | None, config_files: Iterable[str]) -> Path:

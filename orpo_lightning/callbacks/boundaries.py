@@ -67,6 +67,11 @@ def validates_next(trainer: lightning.Trainer) -> bool:
     return bool(loop._should_check_val_fx(fetcher)) and not _has_nothing_to_validate(loop.val_loop)
 
 
+def has_validation(trainer: lightning.Trainer) -> bool:
+    """Tell whether this training validates at all. All ranks must ask together."""
+    return trainer.enable_validation and not _has_nothing_to_validate(trainer.fit_loop.epoch_loop.val_loop)
+
+
 def begin_next_epoch(trainer: lightning.Trainer) -> None:
     """Let a run that goes on behind an epoch's last batch count the epoch it begins; asked before it begins.
 

@@ -13,11 +13,14 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from orpo_lightning.callbacks.boundaries import (
     at_boundary,
     begin_next_epoch,
+    has_validation,
     keep_to_steps,
     validates_next,
 )
+from orpo_lightning.callbacks.export import NAMES, AdapterExport
+from orpo_lightning.checkpoint_files import remove_unfinished
 from orpo_lightning.full_disk import check_room
-from orpo_lightning.runfolder import LAST
+from orpo_lightning.runfolder import BEST, LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +51,10 @@ class ResumeCheckpoint(Checkpoint):
         keep_to_steps(trainer)
         begin_next_epoch(trainer)
         self._saved_step = trainer.global_step
+        needed = _needed_bytes(trainer, pl_module, self.path.parent)
         if trainer.is_global_zero:
-            check_room(self.path.parent, _needed_bytes(trainer, pl_module, self.path))
+            remove_unfinished(self.path.parent)  # what a kill during a save left may be what is in the way
+            check_room(self.path.parent, needed)
 
     def on_train_batch_end(
         self,
@@ -97,14 +102,24 @@ def resume_checkpoint(trainer: lightning.Trainer) -> ResumeCheckpoint | None:
     return next((one for one in trainer.checkpoint_callbacks if isinstance(one, ResumeCheckpoint)), None)
 
 
-def _needed_bytes(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> int:
-    """Return what the run will write at least, beside what is there: three checkpoints, one being written."""
+def _needed_bytes(trainer: lightning.Trainer, module: lightning.LightningModule, folder: Path) -> int:
+    """Return what the run will write at least: its files that are missing, and a checkpoint beside them all.
+
+    A checkpoint is written before the one whose place it takes is removed. All ranks must ask together.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in trained)
     is_adam = any(isinstance(one, (torch.optim.Adam, torch.optim.AdamW)) for one in trainer.optimizers)
     moments = sum(8 * p.numel() for p in trained) if is_adam else 0
-    there = sum(file.stat().st_size for file in path.parent.glob("*.ckpt"))
-    return max(0, 3 * (weights + moments) + weights - there)
+    validates = has_validation(trainer)
+    names = [LAST, PREVIOUS, *([BEST] if validates else [])]
+    sizes = [(folder / name).stat().st_size for name in names if (folder / name).exists()]
+    checkpoint = max([weights + moments, *sizes])
+    missing = 0
+    for export in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(export, AdapterExport):
+            missing += sum(not export.folder(trainer, name).exists() for name in NAMES[: 1 + validates])
+    return (1 + len(names) - len(sizes)) * checkpoint + missing * weights
 
 
 def _is_last_step(trainer: lightning.Trainer) -> bool:

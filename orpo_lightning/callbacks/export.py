@@ -17,6 +17,8 @@ from orpo_lightning.using.model_files import TRAINING
 from orpo_lightning.using.sealed_folder import bring_back, staged
 
 log = logging.getLogger(__name__)
+NAMES = ("adapter", "adapter-best")
+"""Folders of the last weights and of the best."""
 _ADVICE = "the one before is intact, and --resume auto goes on from the last checkpoint"
 
 
@@ -50,8 +52,12 @@ class AdapterExport(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring back a folder that a killed run had moved aside."""
         if trainer.is_global_zero:
-            for name in ("adapter", "adapter-best"):
-                bring_back(Path(self.dirpath or trainer.default_root_dir) / name)
+            for name in NAMES:
+                bring_back(self.folder(trainer, name))
+
+    def folder(self, trainer: lightning.Trainer, name: str) -> Path:
+        """Return where the export of one of NAMES is."""
+        return Path(self.dirpath or trainer.default_root_dir) / name
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save where this validation was the best yet."""
@@ -72,7 +78,7 @@ class AdapterExport(lightning.Callback):
         state = whole_weights(module.model) if is_sharded(module) else None
         if not trainer.is_global_zero:
             return
-        folder = Path(self.dirpath or trainer.default_root_dir) / name
+        folder = self.folder(trainer, name)
         with staged(folder, "the adapter", _ADVICE) as staging:
             _write(trainer, module, staging, state)
         log.info("saved %s (step %d)", folder, trainer.global_step)

@@ -58,6 +58,17 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(run: Run, small_di
 def test_too_small_a_disk_is_told_before_the_first_step(run: Run, small_disk: Path) -> None:
     fill(small_disk, leave=200_000)
     done = run.fit(run_dir=small_disk / "run")
+def test_what_a_kill_during_a_save_left_on_the_disk_is_no_reason_to_stop(run: Run, small_disk: Path) -> None:
+    words = {"run_dir": small_disk / "run", "save_every": 1}
+    assert run.fit(**words).code == 0
+    fill(small_disk, leave=30_000)
+    left = small_disk / "run" / "checkpoints" / ".last.ckpt.1"
+    (small_disk / "filler").rename(left)
+    done = run.fit(**words, trainer__max_steps=4, resume="auto")
+    assert done.code == 0, done
+    assert not left.exists()
+
+
     assert done.code == 5
     assert "not enough room in" in done.line
     assert NUMBERS.search(done.line)
