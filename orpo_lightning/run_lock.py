@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from pathlib import Path
 from typing import IO
 
 from orpo_lightning.errors import UsageError
+from orpo_lightning.file_locks import lock
 
 _NAME = ".lock"
 
@@ -27,16 +27,13 @@ class RunLock:
         """Take the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = (folder / _NAME).open("a+", encoding="utf-8")
-        try:
-            # lockf, not flock: data workers, which outlive a killed run by seconds, do not inherit it.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        if not lock(self._file):
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise UsageError(
                 f"{folder} is in use by {holder}: wait until that run has ended, or set --run_dir NEW"
-            ) from error
+            )
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()

@@ -97,6 +97,7 @@ FLOORS = {
     "hub_access": 1,
     "base_errors": 1,
     "run_lock": 0,
+    "file_locks": 0,
     "run_settings": 0,
     "stop_signals": 0,
     "checkpoint_files": 0,

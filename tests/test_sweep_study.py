@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -66,6 +68,18 @@ def test_a_grid_tries_every_combination_once_and_finds_the_best(tmp_path: Path, 
     assert (best.params["x"], best.value) == (2.0, 0.0)
     assert [one["number"] for one in trials] == [1, 2, 3, 4]
     assert all(Path(one["folder"], trial.CONSOLE).is_file() for one in trials)
+
+
+def test_a_sweep_goes_on_where_the_file_system_has_no_locks(
+    tmp_path: Path, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    program("say(1, x)")
+    study = study_of(tmp_path / "sweep")
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert len(run(study)) == 4
 
 
 def test_trials_are_drawn_from_a_range_alike_each_time_and_never_twice(tmp_path: Path, program: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import IO, Any, NamedTuple
 
+from orpo_lightning import file_locks
 from orpo_lightning.errors import SurroundingsError, UsageError
 from orpo_lightning.sweeping.space import Choices, Range, Space, grid, settings
 
@@ -208,9 +208,7 @@ def lock(file: Path, *, wait: bool = False) -> IO[str] | None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle = file.open("a", encoding="utf-8")
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError):
-        handle.close()
-        return None
-    return handle
+    if file_locks.lock(handle, wait=wait):
+        return handle
+    handle.close()
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import re
@@ -18,6 +20,7 @@ import yaml
 from safetensors.torch import load_file
 from surroundings import ROOT, Done, Run, fill, pairs, write_pairs
 
+from orpo_lightning import file_locks
 from orpo_lightning.checkpoint_files import read_checkpoint
 
 NUMBERS = re.compile(r"free are [\d,.]+ MB")
@@ -55,9 +58,6 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(run: Run, small_di
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
 
 
-def test_too_small_a_disk_is_told_before_the_first_step(run: Run, small_disk: Path) -> None:
-    fill(small_disk, leave=200_000)
-    done = run.fit(run_dir=small_disk / "run")
 def test_what_a_kill_during_a_save_left_on_the_disk_is_no_reason_to_stop(run: Run, small_disk: Path) -> None:
     words = {"run_dir": small_disk / "run", "save_every": 1}
     assert run.fit(**words).code == 0
@@ -69,6 +69,9 @@ def test_what_a_kill_during_a_save_left_on_the_disk_is_no_reason_to_stop(run: Ru
     assert not left.exists()
 
 
+def test_too_small_a_disk_is_told_before_the_first_step(run: Run, small_disk: Path) -> None:
+    fill(small_disk, leave=200_000)
+    done = run.fit(run_dir=small_disk / "run")
     assert done.code == 5
     assert "not enough room in" in done.line
     assert NUMBERS.search(done.line)
@@ -267,6 +270,23 @@ def holder(run: Run) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_run_begins_where_the_file_system_has_no_locks_and_says_so(
+    code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Lustre without flock, or NFS without lockd."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    file_locks._warn.cache_clear()
+    done = run.fit()
+    assert done.code == 0, done
+    warning = "warning: run: this file system has no locks: do not start two runs in this folder\n"
+    assert done.out.count(warning) == 1
 
 
 def test_a_folder_that_another_run_holds_is_refused_until_that_is_killed(
