@@ -43,6 +43,17 @@ def test_a_sharded_run_that_ended_early_goes_on_to_the_same_bits(
     assert_same_end(whole[kind], tmp_path / "run")
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused_where_weights_are_shared_out(
+    whole: dict[str, Path], fit: Fit, forks: Forks
+) -> None:
+    """There the optimizer is made before the checkpoint is read."""
+    other = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.01", "--trainer.max_steps=20")
+    words = fit("full", *FSDP2, *KINDS["full"], *other, "--resume=auto")
+    for ended in forks.run_ranks(words, whole["full"].parent, 2):
+        assert ended.code == 4, ended.err
+        assert "model.optimizer torch.optim.adamw.AdamW became torch.optim.sgd.SGD" in ended.err
+
+
 def test_a_sharded_run_saves_and_exports_what_one_process_does(
     whole: dict[str, Path], fit: Fit, forks: Forks, tmp_path: Path
 ) -> None:
