@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from reference import orpo_by_hand, pair_sums, random_pairs
 from training import GradientRecorder, loader, make_trainer
 
@@ -347,6 +348,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(
 
 def test_weights_in_half_precision_under_a_scaler_are_refused_with_what_to_set(tiny_base: str) -> None:
     module = module_on(tiny_base, lora_r=0, dtype="float16")
-    trainer = make_trainer(precision="16-mixed")
+    # By name Lightning would take bf16 on a CPU.
+    mixed = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    trainer = make_trainer(plugins=[mixed])
     with pytest.raises(UsageError, match=r"model.dtype float16: a scaler .* set model.dtype float32"):
         trainer.fit(module, loader(random_pairs(4, 100), 2))
