@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from orpo_lightning.errors import CheckpointError
-from orpo_lightning.using.sealed_folder import MANIFEST, bring_back, check_seal, staged
+from orpo_lightning.using.sealed_folder import (
+    MANIFEST,
+    bring_back,
+    check_seal,
+    remove_unfinished,
+    staged,
+)
 
 
 def write(folder: Path, content: str) -> None:
@@ -52,3 +58,12 @@ def test_behind_a_link_an_exchange_that_was_cut_short_is_undone(tmp_path: Path) 
     there.rename(there.with_name(".best.old"))
     bring_back(link)
     assert (there / "weights").read_text() == "one"
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_nothing_beside_it(tmp_path: Path) -> None:
+    for name in (".adapter.4711", ".adapter-best.4711", ".adapter.old", "adapter", ".adapter.notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    remove_unfinished(tmp_path / "adapter")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".adapter-best.4711", ".adapter.old", "adapter", ".adapter.notes"}

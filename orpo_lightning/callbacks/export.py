@@ -14,7 +14,7 @@ from orpo_lightning.callbacks.model_card import model_card
 from orpo_lightning.modeling import causal_model
 from orpo_lightning.sharding import is_sharded, whole_weights
 from orpo_lightning.using.model_files import TRAINING
-from orpo_lightning.using.sealed_folder import bring_back, staged
+from orpo_lightning.using.sealed_folder import bring_back, remove_unfinished, staged
 
 log = logging.getLogger(__name__)
 NAMES = ("adapter", "adapter-best")
@@ -50,10 +50,11 @@ class AdapterExport(lightning.Callback):
         self.best = state_dict["best"]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Bring back a folder that a killed run had moved aside."""
+        """Bring back a folder that a killed run had moved aside, and remove one it had not finished."""
         if trainer.is_global_zero:
-            for name in NAMES:
-                bring_back(self.folder(trainer, name))
+            for folder in (self.folder(trainer, name) for name in NAMES):
+                bring_back(folder)
+                remove_unfinished(folder)
 
     def folder(self, trainer: lightning.Trainer, name: str) -> Path:
         """Return where the export of one of NAMES is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -49,6 +50,14 @@ def bring_back(folder: Path) -> None:
     if _aside(folder).exists() and not folder.exists():
         _aside(folder).replace(folder)
     shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write for a folder; only where none is at work on it."""
+    folder = folder.resolve()
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if path.suffix[1:].isdigit():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_seal(folder: Path, start: str = "") -> list[Path]:
