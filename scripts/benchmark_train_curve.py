@@ -71,7 +71,7 @@ def _point(options: argparse.Namespace, axis: str, value: float) -> dict[str, An
         try:
             trl = place.run("trl", train=in_order(place, ours))
         except SystemExit as error:  # it takes more memory than ours, and may not have it
-            failed = first_line(error)
+            failed = first_line(error).removesuffix(":")
             print(failed, flush=True)
             others = share_of_others([ours], options.cores)
             speed = ours["train_pairs_per_second"]
