@@ -93,11 +93,15 @@ def refuse_other_optimizer(saved: str | None, optimizer: torch.optim.Optimizer |
         optimizer: this run's; None where it is not made yet, or made by a subclass.
 
     Raises:
-        CheckpointError: they are of different classes, so that the state of one means nothing to the other.
+        CheckpointError: they keep different states, so that the one means nothing to the other.
     """
     here = _class_of(optimizer)
-    if saved and here and _without_modules(saved) != _without_modules(here):
+    if not saved or not here or saved == here:
+        return
+    if _kind_of_state(saved) != _kind_of_state(here):
         refuse([f"model.optimizer {saved} became {here}, which cannot take over its state"])
+    if _short(saved) != _short(here):
+        log.info("changed since the checkpoint: model.optimizer %s became %s", saved, here)
 
 
 def _class_of(optimizer: torch.optim.Optimizer | None) -> str | None:
@@ -105,9 +109,15 @@ def _class_of(optimizer: torch.optim.Optimizer | None) -> str | None:
     return None if optimizer is None else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _without_modules(name: str) -> tuple[str, str]:
+def _short(name: str) -> tuple[str, str]:
     """Return the package and the class of a class's full name: a version may move it from file to file."""
     return name.partition(".")[0], name.rpartition(".")[2]
+
+
+def _kind_of_state(name: str) -> tuple[str, str]:
+    """Return what optimizers of one state have in common: its pages and weight decay change nothing in it."""
+    package, kind = _short(name)
+    return package, kind.removeprefix("Paged").replace("AdamW", "Adam")
 
 
 def _settings_of(trainer: Any) -> dict[str, Any]:

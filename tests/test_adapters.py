@@ -14,7 +14,7 @@ from test_trained import as_run
 from tiny_models import tiny_model, tiny_tokenizer
 
 from orpo_lightning.__main__ import main
-from orpo_lightning.errors import SurroundingsError
+from orpo_lightning.errors import CheckpointError
 from orpo_lightning.modeling import add_lora, load_base
 from orpo_lightning.using.adapters import add_adapter
 
@@ -128,5 +128,5 @@ def test_an_adapter_that_began_with_the_weights_of_its_base_is_exported_without_
 def test_an_adapter_of_another_width_is_told_so(sealed: Path, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("chatml")
     base = tiny_model("llama", tokenizer=tokenizer, hidden_size=32)
-    with pytest.raises(SurroundingsError, match="is not of this base: its weights have other shapes"):
+    with pytest.raises(CheckpointError, match="is not of this base: its weights have other shapes"):
         add_adapter(base, str(sealed))

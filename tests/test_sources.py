@@ -241,9 +241,9 @@ def test_a_glob_and_a_folder_take_their_files_in_order_of_name(tmp_path: Path) -
             "*train*",
         ),
         (
-            ["pairs.Dev.json", "pairs.json", "pairs_test.csv.gz"],
-            "validation (pairs.Dev.json), test (pairs_test.csv.gz)",
-            "*Dev*",
+            ["pairs.Dev.json", "no-test-leak_train.jsonl", "pairs_test.csv.gz"],
+            "train (no-test-leak_train.jsonl), validation (pairs.Dev.json), test (pairs_test.csv.gz)",
+            "*train*",
         ),
     ],
 )
@@ -254,13 +254,20 @@ def test_a_folder_whose_files_are_of_several_splits_is_refused_with_the_way_to_n
         (tmp_path / name).write_bytes(lines(ROWS))
     with pytest.raises(DataError, match=re.escape(f"one split, found files of {found}")) as caught:
         locate(str(tmp_path))
-    assert str(caught.value).endswith(f"; name those of one, such as '{tmp_path}/{glob}'")
+    wanted = f"; name those of one, such as '{tmp_path}/{glob}', or all of them, '{tmp_path}/*'"
+    assert str(caught.value).endswith(wanted)
     assert locate(f"{tmp_path}/{glob}")
+    assert len(locate(f"{tmp_path}/*")) == len(names)
 
 
 @pytest.mark.parametrize(
     "names",
-    [["train-0.jsonl", "train-1.jsonl"], ["val.jsonl", "dev.jsonl"], ["latest.jsonl", "trainer.jsonl"]],
+    [
+        ["train-0.jsonl", "train-1.jsonl"],
+        ["val.jsonl", "dev.jsonl"],
+        ["latest.jsonl", "trainer.jsonl"],
+        ["dev-ops.jsonl", "unit-test-writing.jsonl"],
+    ],
 )
 def test_a_folder_of_one_split_or_of_names_that_only_resemble_one_is_read(
     names: list[str], tmp_path: Path

@@ -88,13 +88,14 @@ class StopAtSignal(lightning.Callback):
             validation_is_due(checkpoint)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save what is not saved yet: from then on a signal ends the rest at once."""
-        saving = resume_checkpoint(trainer)
-        if saving is not None:
-            saving.save(trainer)
-        self._end = None  # the time left is for what follows the last step
-        self._stop_if_asked(trainer)
+        """Leave the time there is to what follows the last step: proofs, a last validation, the last save."""
+        self._end = None
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """All is saved: a signal that came meanwhile ends the rest at once, as one does that comes now."""
         self.signals.deferred = False
+        if self.signals.received:
+            self._stop(trainer, self.signals.received)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -107,8 +108,10 @@ class StopAtSignal(lightning.Callback):
 
     def _stop_if_asked(self, trainer: lightning.Trainer) -> None:
         signum = self._signal_of_any_rank(trainer)
-        if not signum:
-            return
+        if signum:
+            self._stop(trainer, signum)
+
+    def _stop(self, trainer: lightning.Trainer, signum: int) -> None:
         # Still deferred: another signal must not cut the saving short.
         saving = resume_checkpoint(trainer)
         if saving is not None:

@@ -103,21 +103,21 @@ def _holds_data(path: Path) -> bool:
 
 
 def _refuse_several_splits(name: str, files: Iterable[Path]) -> None:
-    """Stop where the names of a folder's files speak of several splits: its test would be trained on."""
+    """Stop where a folder's files are named after train and after other splits: a test would be trained on.
+
+    Without one of train, the words may be of anything: notes on a dev team, on unit tests.
+    """
     found: dict[str, list[str]] = {}
-    words: dict[str, str] = {}
     for path in files:
-        word = next((one for one in re.findall("[A-Za-z]+", path.name) if one.lower() in _SPLIT_OF), None)
-        if word is not None:
-            split = _SPLIT_OF[word.lower()]
+        words = [word for word in re.findall("[a-z]+", path.name.lower()) if word in _SPLIT_OF]
+        if words:
+            split = _SPLIT_OF["train" if "train" in words else words[0]]
             found.setdefault(split, []).append(path.name)
-            words.setdefault(split, word)
-    if len(found) > 1:
+    if "train" in found and len(found) > 1:
         splits = ", ".join(f"{split} ({_listed(names)})" for split, names in found.items())
-        example = Path(name) / f"*{words.get('train') or next(iter(words.values()))}*"
         raise DataError(
             f"{name}: expected a folder of one split, found files of {splits}; name those of one, such as "
-            f"'{example}'"
+            f"'{Path(name) / '*train*'}', or all of them, '{Path(name) / '*'}'"
         )
 
 

@@ -131,7 +131,8 @@ def refuse_cut_step(trainer: Any, pairs: int, steps: Mapping[str, int], *, has_b
     batches, limit = _micro_batches(pairs, steps, has_budget=has_budget), trainer.limit_train_batches
     computed = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
     accumulate = steps["accumulate"]
-    if computed == batches or computed % accumulate == 0:
+    ends_before = 0 <= trainer.max_steps <= computed // accumulate
+    if computed == batches or computed % accumulate == 0 or ends_before:
         return
     below = computed // accumulate * accumulate
     near = [str(below)] * (below > 0) + [str(below + accumulate) if below + accumulate < batches else "1.0"]

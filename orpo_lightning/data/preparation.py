@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -21,6 +22,7 @@ from orpo_lightning.data.table import Dropped, PairTable
 from orpo_lightning.data.validation import ValidationPairs
 from orpo_lightning.errors import DataError, UserError
 
+log = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 
 
@@ -65,6 +67,7 @@ class Preparation:
         self._tables: dict[Split, PairTable | None] = {}
         self._weights: dict[Split, list[float | None]] = {}
         self._removed: dict[Split, Removed] = {}
+        self._uncompared: set[Split] = set()
 
     def read(self, split: Split) -> None:
         """Tokenise the sources of a split into the cache, and those of train, which it is compared with."""
@@ -187,18 +190,17 @@ class Preparation:
         return table
 
     def _trained_on(self, split: Split) -> PairTable | None:
-        """Return the pairs to train on, which another split is compared with.
+        """Return the pairs to train on, which another split is compared with; None where they are gone.
 
-        Raises:
-            UserError: they cannot be read; says how to do without, as nobody asked for them.
+        Nobody asked for them, so a run whose training pairs are elsewhere by now can still be judged.
         """
         try:
             return self.train
         except UserError as error:
-            raise type(error)(
-                f"{error} (data.train is read to leave its pairs out of {split}; --data.train null does "
-                "without, for `evaluate` --pairs)"
-            ) from error
+            if split not in self._uncompared:
+                log.warning("pairs of data.train are not left out of %s: %s", split, error)
+            self._uncompared.add(split)
+            return None
 
     def _open(self, split: Split, parts: Sequence[Part]) -> PairTable:
         stored = []

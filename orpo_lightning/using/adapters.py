@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_lightning.errors import CheckpointError, SurroundingsError
+from orpo_lightning.errors import CheckpointError
 from orpo_lightning.using.model_files import fetched
 from orpo_lightning.using.sealed_folder import MANIFEST, check_seal
 
@@ -22,7 +22,7 @@ def add_adapter(model: Any, adapter: str) -> Any:
     """Return a base with an adapter from a folder or the hub.
 
     Raises:
-        SurroundingsError: it cannot be fetched, or its weights have other shapes than this base's.
+        SurroundingsError: it cannot be fetched.
         CheckpointError: it is damaged, incomplete, or of another base.
     """
     check_weights(adapter)
@@ -31,7 +31,7 @@ def add_adapter(model: Any, adapter: str) -> Any:
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise SurroundingsError(f"{adapter}: is not of this base: its weights have other shapes") from error
+        raise CheckpointError(f"{adapter}: is not of this base: its weights have other shapes") from error
     except KeyError as error:
         # PEFT looks for rows of tokens, and for modules that were trained whole, without asking.
         if "." not in str(error):
@@ -65,7 +65,7 @@ def check_on(config: PretrainedConfig, adapter: str, *, trust_remote_code: bool)
 
     Raises:
         UsageError: the architecture cannot be built.
-        SurroundingsError: the adapter cannot be fetched, or its weights have other shapes.
+        SurroundingsError: the adapter cannot be fetched.
         CheckpointError: it is damaged, incomplete, or of another base.
     """
     from orpo_lightning.planning.shapes import on_meta
@@ -80,17 +80,19 @@ def _loaded(model: Any, adapter: str) -> tuple[Any, Any]:
     from peft import PeftConfig, PeftModel, PeftType
 
     config = PeftConfig.from_pretrained(adapter)
+    # By itself PEFT would take the GPU, also for a base on the CPU, or without weights.
+    device = "cpu" if model.device.type == "meta" else str(model.device)
     if model.device.type == "meta" and hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # PiSSA begins with the base's weights, and here are none
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error of ours
-        adapted = PeftModel.from_pretrained(model, adapter, config=config)
+        adapted = PeftModel.from_pretrained(model, adapter, config=config, torch_device=device)
     name = adapted.active_adapter
     if adapted.peft_config[name].peft_type != PeftType.LORA:  # others leave out what is shared, or made anew
         return adapted, None
     # It tells only whoever loads them once more; older names of layers are mapped as in the first loading.
     mapping = getattr(model, "_checkpoint_conversion_mapping", {})
-    return adapted, adapted.load_adapter(adapter, name, key_mapping=mapping)
+    return adapted, adapted.load_adapter(adapter, name, key_mapping=mapping, torch_device=device)
 
 
 def _lacks(adapter: str, names: Sequence[str]) -> CheckpointError:

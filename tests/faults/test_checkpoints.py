@@ -198,11 +198,21 @@ def test_a_checkpoint_that_stands_within_a_step_is_refused(run: Path, fit: Fit, 
         assert "name another of the run's checkpoints with --resume" in line
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@pytest.mark.parametrize("kind", ["SGD", "NAdam"])
 def test_a_checkpoint_of_another_optimizer_is_refused(kind: str, run: Path, fit: Fit, forks: Forks) -> None:
     other = [f"--model.optimizer=torch.optim.{kind}", "--model.optimizer.lr=0.01"]
     line = refused(forks.run(fit("run", "--resume=auto", *other), run.parent))
     assert "model.optimizer torch.optim.adamw.AdamW became torch.optim." in line
+
+
+def test_an_optimizer_that_keeps_the_same_state_goes_on_and_is_told(
+    run: Path, fit: Fit, forks: Forks
+) -> None:
+    other = ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01", "--trainer.max_steps=5"]
+    ended = forks.run(fit("run", "--resume=auto", *other), run.parent)
+    assert ended.code == 0, ended.err
+    assert "model.optimizer torch.optim.adamw.AdamW became torch.optim.adam.Adam" in ended.out
+    assert load(run)["global_step"] == 5
 
 
 def test_a_checkpoint_that_does_not_name_its_optimizer_goes_on(run: Path, fit: Fit, forks: Forks) -> None:
