@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -229,6 +233,29 @@ def test_a_row_that_cannot_be_used_is_a_line_with_its_place(
     assert line.startswith("error: ")
     assert words in line
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [datetime(2026, 1, 2), Decimal("1.5"), b"bytes", float("nan"), [{"at": date(2026, 1, 2)}]],
+    ids=["time", "decimal", "bytes", "nan", "nested"],
+)
+def test_a_value_that_json_lacks_is_told_before_a_model_is_loaded(
+    value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": ["the", "a"], "when": pa.array([None, value])}), file)
+    assert generate("no/such/model", str(file), tmp_path / "out.jsonl") == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {file} row 2: column 'when' cannot be written as JSON (")
+
+
+def test_half_of_a_character_is_told_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = prompts(tmp_path, [{"prompt": "the", "note": "\ud83d"}])
+    assert generate("no/such/model", asked, tmp_path / "out.jsonl") == 3
+    assert "prompts.jsonl:1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(

@@ -19,7 +19,7 @@ from orpo_lightning.data.left_out import LeftOut
 from orpo_lightning.data.prompts import Prompt, read_prompt
 from orpo_lightning.data.readers import read_file
 from orpo_lightning.durations import clock
-from orpo_lightning.errors import DataError, UsageError
+from orpo_lightning.errors import DataError, UsageError, first_line
 from orpo_lightning.full_disk import WRITE_ELSEWHERE
 from orpo_lightning.using.generation import Answer, Answerer, Sampling
 from orpo_lightning.whole_files import append_line, json_objects, sync, whole_file
@@ -56,7 +56,20 @@ def _asked(row: Any) -> Asked:
     for key in KEYS:
         if key in row:
             raise DataError(f"{row.where}: has a key {key!r} already: rename it, the answer goes there")
+    _refuse_what_json_lacks(row)
     return Asked(dict(row), read_prompt(row, row.where))
+
+
+def _refuse_what_json_lacks(row: Any) -> None:
+    """Stop at a value that could not be written again behind hours of answers: a time, bytes, NaN, ..."""
+    for key, value in row.items():
+        try:
+            _as_line({key: value}).encode()
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{row.where}: column {key!r} cannot be written as JSON ({first_line(error)}): leave it out, "
+                "or make it text"
+            ) from error
 
 
 class Plan(NamedTuple):
@@ -149,7 +162,11 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         whole_file(path, "the file of answers", WRITE_ELSEWHERE) as staging,
         staging.open("w", encoding="utf-8") as stream,
     ):
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        stream.writelines(_as_line(row) + "\n" for row in rows)
+
+
+def _as_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 class _Progress:
