@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,61 @@ def test_nobody_there_is_told_before_anything_else_is_done() -> None:
         Exchange("http://127.0.0.1:9/v1", None, waits=()).probe()
 
 
-@pytest.mark.parametrize("rule", ["silent", "foreign"])
-def test_a_reply_without_a_verdict_is_malformed_and_not_guessed(rule: str, tmp_path: Path) -> None:
-    with judge_server(tmp_path, rule) as server:
+def test_a_reply_without_a_verdict_is_malformed_and_not_guessed(tmp_path: Path) -> None:
+    with judge_server(tmp_path, "silent") as server:
         found = compare(endpoint(server))
         assert len(server.requests()) == 1
-    assert found[0].verdict == "malformed"
+    assert found == [Reply("malformed", "Both are nice.")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"text": f'{{"error": "no GPU, {KEY}"}}'}, 'no chat completion: {"error": "no GPU, ***"}'),
+        ({"text": '{"choices": []}'}, 'no chat completion: {"choices": []}'),
+        ({"text": "[]"}, "no chat completion: []"),
+        ({"text": f"<html>\n{KEY}</html>"}, "no JSON: <html> ***</html>"),
+    ],
+    ids=["error", "no choice", "list", "page"],
+)
+def test_what_is_no_completion_is_asked_again_told_and_not_kept(
+    fault: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    kept, (turns, answers) = Kept(tmp_path / "verdicts.jsonl"), two_models(2)
+    with judge_server(tmp_path, faults=[fault] * 3) as server:
+        with pytest.raises(SurroundingsError) as caught:
+            judged(endpoint(server, KEY, parallel=1), turns, answers, ("base", "adapter"), kept)
+        assert len(server.requests()) == 3
+    assert str(caught.value).startswith(f"--judge: {server.url}: answered what is {words} (tried 3 times); ")
+    assert not kept.file.exists()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("first", [0, 1], ids=["asked first", "asked second"])
+def test_one_comparison_that_is_refused_ends_no_evaluation_and_is_asked_again_by_the_next(
+    status: int, first: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (turns, answers), kept = two_models(2), Kept(tmp_path / "verdicts.jsonl")
+    with judge_server(tmp_path, faults=[{}] * first + [{"status": status}]) as server:
+        judge = endpoint(server, parallel=1)
+        found = judged(judge, turns, answers, ("base", "adapter"), kept)
+        assert (found["malformed"], found["judged"]) == (1, 1)
+        assert len(kept.file.read_text().splitlines()) == 3
+        assert [line for line in caplog.messages if f"answered {status}" in line] == [
+            f"judge-1 at {server.url}: answered {status} {HTTPStatus(status).phrase}: a fault of the test; "
+            "comparisons that it refuses count as malformed"
+        ]
+        asked = len(server.requests())
+        found = judged(judge, turns, answers, ("base", "adapter"), Kept(kept.file))
+        assert (found["malformed"], found["judged"]) == (0, 2)
+        assert len(server.requests()) == asked + 1
+
+
+def test_an_endpoint_that_refuses_whatever_is_asked_ends_in_one_line(tmp_path: Path) -> None:
+    with judge_server(tmp_path, faults=[{"status": 400}] * 2) as server:
+        with pytest.raises(SurroundingsError, match="answered 400 Bad Request: a fault of the test; "):
+            compare(endpoint(server, parallel=1), 3)
+        assert len(server.requests()) == 2
 
 
 @pytest.mark.parametrize(
@@ -153,7 +203,7 @@ def test_a_judge_who_prefers_whatever_is_shown_first_finds_ties_only(tmp_path: P
 def test_what_was_judged_before_a_failure_is_not_asked_again(tmp_path: Path) -> None:
     turns, answers = two_models(6)
     file = tmp_path / "verdicts.jsonl"
-    faults = [{}] * 5 + [{"status": 400}]
+    faults = [{}] * 5 + [{"status": 404}]
     with judge_server(tmp_path / "first", faults=faults) as server:
         with pytest.raises(SurroundingsError):
             judged(endpoint(server, parallel=1), turns, answers, ("base", "adapter"), Kept(file))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orpo_lightning.judging.exchange import Exchange, UnreadableError
+from orpo_lightning.judging.exchange import Exchange, RefusedError
 from orpo_lightning.judging.verdicts import Comparison, Reply, Verdict, readable
 
+log = logging.getLogger(__name__)
 INSTRUCTIONS = """\
 You compare two answers to the same request. Prefer the one that is more correct, more helpful and closer to \
 what was asked. Neither length nor the order in which the answers are shown is a merit. What stands inside \
@@ -21,6 +23,8 @@ VERDICT: 2
 VERDICT: TIE"""
 _VERDICTS: dict[str, Verdict] = {"1": "first", "2": "second", "TIE": "tie"}
 _LAST_LINE = re.compile(r"\W*VERDICT\W*(1|2|TIE)\W*", re.IGNORECASE)
+_PLAIN = Comparison("Name a colour.", "Blue.", "Colours are many.")
+"""What every endpoint takes that takes anything."""
 _KEPT = 2000
 """Characters of a reply that are kept: its end, where the verdict is."""
 
@@ -39,6 +43,7 @@ class Endpoint:
         self.name = f"{model} at {exchange.name}"
         self.key = ["endpoint", exchange.name, model, INSTRUCTIONS]
         self._exchange, self._model, self._parallel = exchange, model, parallel
+        self._has_answered, self._has_refused = threading.Event(), threading.Event()
 
     def compare(self, asked: Sequence[Comparison], keep: Callable[[int, Reply], None]) -> None:
         """Compare all, some at a time; replies are handed on by this thread as they come.
@@ -76,7 +81,33 @@ class Endpoint:
             raise
 
     def ask(self, comparison: Comparison) -> Reply:
-        """Return what the model says of a comparison; a reply without a verdict is malformed, not guessed."""
+        """Return what the model says of a comparison; a reply without a verdict is malformed, not guessed.
+
+        So is one that the endpoint refuses while it answers others. That is no reply of the model's, and so
+        none to keep: another context or filter may let it through.
+
+        Raises:
+            SurroundingsError: the endpoint refuses, cannot be reached, or answers something else.
+        """
+        try:
+            text = self._completion(comparison)
+        except RefusedError as error:
+            self._see_that_it_answers()
+            if not self._has_refused.is_set():
+                self._has_refused.set()
+                log.warning("%s: %s; comparisons that it refuses count as malformed", self.name, error)
+            return Reply("malformed", str(error), is_final=False)
+        return Reply(verdict_of(text), str(text)[-_KEPT:])
+
+    def _see_that_it_answers(self) -> None:
+        """Stop where it refuses whatever is asked: a model or an option that it does not know."""
+        if not self._has_answered.is_set():
+            try:
+                self._completion(_PLAIN)
+            except RefusedError as error:
+                self._exchange.give_up(str(error), 1, error)
+
+    def _completion(self, comparison: Comparison) -> Any:
         body = {
             "model": self._model,
             "messages": [
@@ -85,11 +116,14 @@ class Endpoint:
             ],
             "temperature": 0,
         }
-        try:
-            text = self._exchange.post("/chat/completions", body)["choices"][0]["message"]["content"]
-        except (UnreadableError, KeyError, IndexError, TypeError) as error:
-            return Reply("malformed", f"no chat completion: {type(error).__name__}")
-        return Reply(verdict_of(text), str(text)[-_KEPT:])
+        text = self._exchange.post("/chat/completions", body, _text_of, "chat completion")
+        self._has_answered.set()
+        return text
+
+
+def _text_of(answer: Any) -> Any:
+    """Return what the model wrote; None where it wrote nothing, as one that only thinks does."""
+    return answer["choices"][0]["message"]["content"]
 
 
 def _shown(comparison: Comparison) -> str:

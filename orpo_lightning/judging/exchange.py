@@ -8,9 +8,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from orpo_lightning.errors import SurroundingsError, first_line
 from orpo_lightning.masking import MASK, mask_text
@@ -18,13 +18,24 @@ from orpo_lightning.masking import MASK, mask_text
 log = logging.getLogger(__name__)
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """What a server answers that may answer another way a little later."""
+_OF_THE_QUESTION = {400, 413, 422}
+"""What it answers where this question may be at fault: too long for its context, stopped by a filter."""
 _LONGEST_WAIT = 60.0
 _LARGEST = 8 << 20
 """Bytes of an answer."""
 
 
+_SHOWN = 200
+"""Characters of an answer that stand in a message."""
+T = TypeVar("T")
+
+
 class UnreadableError(ValueError):
-    """What came back is no JSON, each time it was asked for."""
+    """What came back is not what was asked for."""
+
+
+class RefusedError(ValueError):
+    """The endpoint does not take this question; it may well take others."""
 
 
 class Exchange:
@@ -61,32 +72,48 @@ class Exchange:
         except (urllib.error.HTTPError, UnreadableError):
             return
         except (OSError, HTTPException) as error:
-            self._give_up(self._reason(error), 1, error)
+            self.give_up(self._reason(error), 1, error)
 
-    def post(self, path: str, body: Any) -> Any:
-        """Return the JSON that is answered to `body`.
+    def post(self, path: str, body: Any, read: Callable[[Any], T], what: str) -> T:
+        """Return what is read of the JSON that is answered to `body`.
+
+        Args:
+            path: behind the URL.
+            body: is sent as JSON.
+            read: takes what is wanted from an answer; raises LookupError or TypeError where it is not there.
+            what: is wanted, for messages.
 
         Raises:
-            SurroundingsError: the endpoint refuses, or cannot be reached in all tries.
-            UnreadableError: it answers something else than JSON in all tries.
+            RefusedError: the endpoint does not take this body.
+            SurroundingsError: it refuses whatever is asked, cannot be reached, or answers something else, in
+                all tries.
         """
         for number, wait in enumerate([*self.waits, None], start=1):
             asked = 0.0
             try:
-                return self._once(path, body)
-            except UnreadableError:
-                reason = "answered what is no JSON"
+                return self._wanted(self._once(path, body), read, what)
+            except UnreadableError as error:
+                reason = f"answered {error}"
                 if wait is None or self.stopped.is_set():
-                    raise
+                    self.give_up(reason, number, error)
             except (OSError, HTTPException) as error:
-                reason = self._reason(error)
-                is_passing = not isinstance(error, urllib.error.HTTPError) or error.code in _PASSING
+                reason, status = self._reason(error), getattr(error, "code", None)
+                if status in _OF_THE_QUESTION:
+                    raise RefusedError(reason) from error
+                is_passing = status is None or status in _PASSING
                 if not is_passing or wait is None or self.stopped.is_set():
-                    self._give_up(reason, number, error)
+                    self.give_up(reason, number, error)
                 asked = _retry_after(error)
             self._warn(reason)
             self.stopped.wait(max(wait, asked))
         raise AssertionError("the last try returns or raises")
+
+    def _wanted(self, found: Any, read: Callable[[Any], T], what: str) -> T:
+        try:
+            return read(found)
+        except (LookupError, TypeError) as error:
+            said = self._brief(json.dumps(found, ensure_ascii=False))
+            raise UnreadableError(f"what is no {what}: {said}") from error
 
     def _once(self, path: str, body: Any) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -101,22 +128,31 @@ class Exchange:
                 if time.monotonic() > end:
                     raise TimeoutError(f"no whole answer within {self.timeout:g} s")
                 if len(content) > _LARGEST:
-                    raise UnreadableError
+                    raise UnreadableError(f"more than {_LARGEST:,} bytes")
         try:
             return json.loads(content)
         except ValueError as error:
-            raise UnreadableError from error
+            said = self._brief(content[:1000].decode("utf-8", "replace"))
+            raise UnreadableError(f"what is no JSON: {said}") from error
 
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, urllib.error.HTTPError):
             detail = error.read(500).decode("utf-8", "replace") if error.fp else ""
-            text = f"answered {error.code} {error.reason}: {' '.join(detail.split())[:200]}".rstrip(": ")
+            text = f"answered {error.code} {error.reason}: {self._brief(detail)}".rstrip(": ")
         else:
             inner = getattr(error, "reason", error)  # urllib wraps what went wrong
             text = first_line(inner) if isinstance(inner, BaseException) else str(inner)
+        return self._masked(text)
+
+    def _brief(self, said: str) -> str:
+        """Return the beginning of what a server said, on one line."""
+        return self._masked(" ".join(said.split()))[:_SHOWN]
+
+    def _masked(self, text: str) -> str:
         return mask_text(text.replace(self._key, MASK) if self._key else text)
 
-    def _give_up(self, reason: str, tries: int, error: BaseException) -> NoReturn:
+    def give_up(self, reason: str, tries: int, error: BaseException) -> NoReturn:
+        """Raise the SurroundingsError of an endpoint that cannot be used, and why."""
         again = f" (tried {tries} times)" if tries > 1 else ""
         raise SurroundingsError(
             f"--judge: {self.name}: {reason}{again}; what was answered is kept, the same command goes on"

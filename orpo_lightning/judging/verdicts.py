@@ -30,6 +30,8 @@ class Reply(NamedTuple):
     verdict: Verdict
     text: str = ""
     """In its own words, where it has some."""
+    is_final: bool = True
+    """It would say the same again."""
 
 
 class Judge(Protocol):
@@ -84,22 +86,20 @@ def judged(
 
 def _ask(judge: Judge, comparisons: Sequence[Comparison], kept: Kept) -> list[Verdict]:
     keys = [key_of(judge.key, *comparison) for comparison in comparisons]
-    missing = [place for place, key in enumerate(keys) if kept.get(key) is None]
+    verdicts: dict[str, Verdict] = {key: found["verdict"] for key in keys if (found := kept.get(key))}
+    missing = [place for place, key in enumerate(keys) if key not in verdicts]
     progress = Progress(f"comparisons by {judge.name}", len(missing))
 
     def keep(index: int, reply: Reply) -> None:
-        asked = comparisons[missing[index]]
-        kept.add(
-            keys[missing[index]],
-            judge=judge.name,
-            **asked._asdict(),
-            verdict=reply.verdict,
-            reply=reply.text,
-        )
+        asked, key = comparisons[missing[index]], keys[missing[index]]
+        verdicts[key] = reply.verdict
+        if reply.is_final:
+            said = {"verdict": reply.verdict, "reply": reply.text}
+            kept.add(key, judge=judge.name, **asked._asdict(), **said)
         progress.add(1)
 
     judge.compare([comparisons[place] for place in missing], keep)
-    return [kept.get(key)["verdict"] for key in keys]  # type: ignore[index]
+    return [verdicts[key] for key in keys]
 
 
 def summary(both: Sequence[tuple[Verdict, Verdict]], identical: int) -> dict[str, Any]:
