@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from hub_cache import in_cache
 from reference import pair_sums, random_pairs
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from orpo_lightning.__main__ import main
-from orpo_lightning.data.template_calls import ChatTemplate
+from orpo_lightning.data.prompts import Prompt, PromptEncoder
 from orpo_lightning.data.templates import TEMPLATES, read_template
 from orpo_lightning.modeling import add_lora, load_base
 from orpo_lightning.using.ollama import modelfile, parts_of
@@ -44,8 +45,7 @@ def tokenizer_with(template: str) -> Any:
 
 
 def prompt_of(tokenizer: Any, turns: list[dict[str, str]]) -> str:
-    text = ChatTemplate(tokenizer).before_answer(turns)
-    assert text is not None
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return text.removeprefix("<s>") if tokenizer.bos_token else text
 
 
@@ -65,6 +65,36 @@ def test_of_the_others_at_least_what_has_no_system_turn_is_alike_or_nothing_is_s
     if parts is not None:
         for turns in (TURNS[1:], TURNS[1:2]):
             assert parts.render(turns) == prompt_of(tokenizer, turns)
+
+
+@pytest.mark.parametrize("name", ["llama-2", "mistral"])  # they write a space at the head of an answer
+def test_the_prompt_ends_as_in_training_and_not_within_the_answer(name: str) -> None:
+    tokenizer = tokenizer_with(name)
+    parts = parts_of(tokenizer)
+    assert parts is not None
+    text, prompt = parts.render(TURNS[1:]), Prompt(TURNS[1:], "here")  # type: ignore[arg-type]
+    assert text == PromptEncoder(tokenizer).texts(prompt).prompt.removeprefix("<s>")
+    assert "[/INST] 4" in text
+    assert text.endswith("? [/INST]")
+    assert parts.go().endswith('{{ if eq $last "user" }}{{ " [/INST]" }}{{ end }}')
+
+
+_TURN = "{% if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("system", "is_said"),
+    [("{{ m.content + '; ' + m.content }}", False), ("{{ raise_exception('no system turn') }}", True)],
+    ids=["twice", "refused"],
+)
+def test_a_system_turn_that_cannot_be_said_in_parts_is_not_left_out_in_silence(
+    system: str, is_said: bool
+) -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    turn = f"{{% if m.role == 'system' %}}{system}{{% endif %}}{_TURN}"
+    end = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}{end}"
+    assert (parts_of(tokenizer) is not None) == is_said
 
 
 def test_a_template_that_looks_at_what_is_said_is_not_said_in_parts() -> None:
@@ -171,6 +201,33 @@ def test_adapters_of_ours_are_taken_or_refused_by_their_files(
 ) -> None:
     refused = vllm_refusals(find(adapter(tmp_path, **settings)))
     assert bool(refused) == (settings.get("variant") == "dora" or "trainable_token_ids" in settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({}, ""), ({"variant": "dora"}, "DoRA"), ({"r": 520, "targets": ["q_proj"]}, "rank 520 is above")],
+    ids=str,
+)
+def test_an_adapter_of_the_hub_is_taken_or_refused_alike(
+    settings: dict[str, Any], words: str, tmp_path: Path, hub_cache: Path
+) -> None:
+    in_cache(hub_cache, "me/adapter", adapter(tmp_path / "adapter", **settings))
+    refused = vllm_refusals(find("me/adapter"))
+    assert bool(refused) == bool(words)
+    assert words in "".join(refused)
+
+
+def test_of_a_model_of_the_hub_no_modelfile_is_written_and_that_is_said(
+    tmp_path: Path, hub_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_cache(hub_cache, "me/model", BASE)
+    assert main(["export", "me/model", "--out", str(tmp_path / "served")]) == 0
+    line = "Ollama        takes weights that lie here, so no Modelfile is written: `hf download me/model"
+    assert line in capsys.readouterr().out
+    use = (tmp_path / "served" / "USE.md").read_text()
+    assert "vllm serve me/model\n" in use
+    assert "Ollama" not in use
+    assert not (tmp_path / "served" / "Modelfile").exists()
 
 
 def test_of_an_adapter_the_commands_for_vllm_are_written(

@@ -112,8 +112,11 @@ def _serve(trained: Trained, folder: Path, staging: Path) -> tuple[Served, str]:
     served = Served(trained, folder.absolute(), stop_ids, tokens)
     if trained.adapter is not None:
         return served, ""
-    has_gguf = (staging / "model.gguf").is_file()
-    weights = "./model.gguf" if has_gguf else str(Path(trained.weights).expanduser().absolute())
+    has_gguf, here = (staging / "model.gguf").is_file(), Path(trained.weights).expanduser()
+    if not here.is_dir():
+        fetch = f"`hf download {trained.weights} --local-dir FOLDER`"
+        return served, f"takes weights that lie here, so no Modelfile is written: {fetch}, and export FOLDER"
+    weights = "./model.gguf" if has_gguf else str(here.absolute())
     text, missing = modelfile(weights, tokenizer, stop_ids, context_length_of(config), settings)
     (staging / "Modelfile").write_text(text, encoding="utf-8")
     gguf = folder.absolute() / "model.gguf" if has_gguf else None

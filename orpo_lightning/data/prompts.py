@@ -75,14 +75,20 @@ class PromptEncoder:
             UsageError: there are messages and no chat template.
         """
         asked = list(prompts)
-        texts = [self._text(prompt) for prompt in asked]
+        texts = [self.texts(prompt) for prompt in asked]
         found = [pair.prompt for pair in self._encoder.encode(texts)]
         for prompt, ids in zip(asked, found, strict=True):
             if not ids:
                 raise DataError(f"{prompt.where}: the prompt is empty: expected at least one token")
         return found
 
-    def _text(self, prompt: Prompt) -> Texts:
+    def texts(self, prompt: Prompt) -> Texts:
+        """Return what of a prompt is encoded, without answers.
+
+        Raises:
+            DataError: the chat template cannot render it.
+            UsageError: there are messages and no chat template.
+        """
         if isinstance(prompt.turns, str):
             return Texts(prompt.turns, "", "", is_rendered=False)
         rendered = self._renderer.render([_with_answers(prompt.turns, prompt.where, prompt.tools)])[0]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from orpo_lightning.data.messages import Message
+from orpo_lightning.data.prompts import Prompt, PromptEncoder
 from orpo_lightning.data.template_calls import ChatTemplate
 from orpo_lightning.data.token_rules import leading_ids
 
 _CONTEXT = 8192
+PromptOf = Callable[[list[Message]], str]
+"""Of turns, the text that training and `generate` put before an answer to them."""
 
 
 class Parts(NamedTuple):
@@ -22,8 +25,10 @@ class Parts(NamedTuple):
     user_after_system: str
     user_after_answer: str
     before_answer: str
-    """Also the generation prompt."""
+    """Of the conversation before."""
     after_answer: str
+    generation_prompt: str
+    """As training ends prompts: without the space, say, that a template writes at the head of an answer."""
 
     def render(self, turns: Sequence[Message]) -> str:
         """Return a conversation as the Go template of these parts renders it, with the generation prompt."""
@@ -36,7 +41,7 @@ class Parts(NamedTuple):
             else:
                 text += (self.before_system or "") if role == "system" else self.before_answer
             text, last = text + turn["content"], role
-        return text + (self.before_answer if last == "user" else "")
+        return text + (self.generation_prompt if last == "user" else "")
 
     def go(self) -> str:
         """Return the template in Go's language; its texts are quoted, which keeps their white space."""
@@ -60,7 +65,7 @@ class Parts(NamedTuple):
             + "{{ .Content }}{{ end }}"
             + "{{ $last = .Role }}{{ end }}"
             + '{{ if eq $last "user" }}'
-            + _quoted(self.before_answer)
+            + _quoted(self.generation_prompt)
             + "{{ end }}"
         )
 
@@ -77,12 +82,16 @@ def parts_of(tokenizer: Any) -> Parts | None:
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    template = ChatTemplate(tokenizer)
+    template, prompts = ChatTemplate(tokenizer), PromptEncoder(tokenizer)
+
+    def prompt_of(turns: list[Message]) -> str:
+        return prompts.texts(Prompt(turns, "the chat template")).prompt
+
     try:
-        found = _taken_apart(template)
+        found = _taken_apart(template, prompt_of)
+        if found is None or not _same(found, prompt_of):
+            return None
     except Exception:  # a template is a program: it may refuse any of these conversations
-        return None
-    if found is None or not _same(template, found):
         return None
     bos = tokenizer.decode(leading_ids(tokenizer))
     if not bos:
@@ -94,7 +103,7 @@ def parts_of(tokenizer: Any) -> Parts | None:
     )
 
 
-def _taken_apart(template: ChatTemplate) -> Parts | None:
+def _taken_apart(template: ChatTemplate, prompt_of: PromptOf) -> Parts | None:
     # Words that no template writes by itself; letters alone, as some templates look how a turn begins.
     words = ["Qzuserone", "Qzanswerone", "Qzusertwo", "Qzanswertwo"]
     turns = [{"role": ("user", "assistant")[n % 2], "content": word} for n, word in enumerate(words)]
@@ -102,17 +111,27 @@ def _taken_apart(template: ChatTemplate) -> Parts | None:
     if pieces is None:
         return None
     first, before_answer, user_after_answer, again, after = pieces
-    if again != before_answer:
+    prompt = _between(prompt_of(turns[:1]), words[:1])
+    system = _around_system(template, [{"role": "system", "content": "Qzsystem"}, *turns[:2]])
+    if again != before_answer or prompt is None or system is None:
         return None
-    system = {"role": "system", "content": "Qzsystem"}
-    with_system = None
-    if not template.drops_system:
-        try:
-            with_system = _between(template.render([system, *turns[:2]]), ["Qzsystem", *words[:2]])
-        except Exception:  # many templates say that they know no system turn
-            with_system = None
-    before_system, after_system = (None, first) if with_system is None else with_system[:2]
-    return Parts(before_system, first, after_system, user_after_answer, before_answer, after)
+    before_system, after_system = system or (None, first)
+    return Parts(before_system, first, after_system, user_after_answer, before_answer, after, prompt[1])
+
+
+def _around_system(template: ChatTemplate, turns: list[Message]) -> Sequence[str] | None:
+    """Return what stands before and behind the first turn: nothing where the template takes none of its kind.
+
+    None where it takes one and writes it in another way than as it is, once.
+    """
+    if template.drops_system:
+        return ()
+    try:
+        text = template.render(turns)
+    except Exception:  # many templates say that they know no system turn
+        return ()
+    pieces = _between(text, [turn["content"] for turn in turns])
+    return None if pieces is None else pieces[:2]
 
 
 def _between(text: str, words: Sequence[str]) -> list[str] | None:
@@ -126,7 +145,7 @@ def _between(text: str, words: Sequence[str]) -> list[str] | None:
     return [*pieces, text]
 
 
-def _same(template: ChatTemplate, parts: Parts) -> bool:
+def _same(parts: Parts, prompt_of: PromptOf) -> bool:
     """Tell whether parts and template write the same up to the answer."""
     texts = ["one", "two words", "a\nline", "the fourth", "5"]
     for system in ([], [{"role": "system", "content": "Be brief."}]):
@@ -137,8 +156,7 @@ def _same(template: ChatTemplate, parts: Parts) -> bool:
                 *system,
                 *({"role": ("user", "assistant")[n % 2], "content": texts[n]} for n in range(count)),
             ]
-            prompt = template.before_answer(turns)
-            if parts.render(turns) != prompt:
+            if parts.render(turns) != prompt_of(turns):
                 return False
     return True
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 
 from orpo_lightning.using.cards import base_words
-from orpo_lightning.using.model_files import ADAPTER_CONFIG, adapter_config
+from orpo_lightning.using.model_files import adapter_config, file_of
 from orpo_lightning.using.trained import Trained
 from orpo_lightning.using.vllm_rules import largest_rank, max_lora_rank, refusals, warnings
 
@@ -29,16 +29,22 @@ class Served(NamedTuple):
 
 
 def vllm_refusals(trained: Trained) -> list[str]:
-    """Return why vLLM will not load an adapter that lies here; nothing where it will."""
-    folder = Path(str(trained.adapter)).expanduser()
-    if not folder.is_dir():
-        return []
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    """Return why vLLM will not load an adapter; nothing where it will.
+
+    Raises:
+        SurroundingsError: the hub cannot be reached.
+    """
+    adapter = str(trained.adapter)
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        files = sorted(folder.glob("*.safetensors"))
+    else:
+        files = [file for file in [file_of(adapter, "adapter_model.safetensors")] if file is not None]
     weights: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         with safe_open(file, "pt") as tensors:
             weights += tensors.keys()
-    return refusals(config, weights, trained.lora_init)
+    return refusals(_config(trained), weights, trained.lora_init)
 
 
 def use_md(served: Served) -> str:
