@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 from orpo_lightning import PreferenceDataModule
 from orpo_lightning.data.table import PairTable
 from orpo_lightning.errors import SurroundingsError, UsageError
+from orpo_lightning.judging.answers import write_answers
+from orpo_lightning.judging.kept import Kept
+from orpo_lightning.judging.pairs import Question
 from orpo_lightning.judging.reward import RewardModel
 from orpo_lightning.judging.scoring import score_pairs, sides_of
 from orpo_lightning.judging.verdicts import Comparison
+from orpo_lightning.using.generation import Sampling
+from orpo_lightning.using.trained import find, load
 
 TURNS: list[Any] = [{"role": "user", "content": "Name a colour."}]
 
@@ -66,6 +72,25 @@ def test_the_higher_reward_wins_in_either_order(tmp_path: Path) -> None:
     assert [found[place] for place in range(3)] == [*wanted, "tie"]
 
 
+def test_verdicts_of_a_reward_model_are_none_of_another_in_its_place(tmp_path: Path) -> None:
+    before = RewardModel(reward_model(tmp_path), accelerator="cpu").key
+    assert RewardModel(str(tmp_path), accelerator="cpu").key == before
+    weights = tmp_path / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1_000_000))  # what was trained on and saved again
+    assert RewardModel(str(tmp_path), accelerator="cpu").key != before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_ends_the_judging_and_is_no_tie(value: float, tmp_path: Path) -> None:
+    judge = RewardModel(reward_model(tmp_path), accelerator="cpu")
+    with torch.no_grad():
+        judge._model.score.weight.fill_(value)
+    found: list[Any] = []
+    with pytest.raises(SurroundingsError, match=r"--judge: .* gives the reward -?(nan|inf): its weights"):
+        judge.compare([Comparison(TURNS, "Blue", "Red")], lambda *reply: found.append(reply))
+    assert not found
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "words"),
     [
@@ -84,6 +109,22 @@ def test_a_language_model_is_not_given_a_random_head_and_asked(tmp_path: Path) -
     tiny_tokenizer("chatml").save_pretrained(tmp_path)
     with pytest.raises(SurroundingsError, match=r"lacks 1 weights of a reward model, first score.weight"):
         RewardModel(str(tmp_path), accelerator="cpu")
+
+
+def test_answers_of_another_precision_or_another_end_are_written_anew(tiny_base: str, tmp_path: Path) -> None:
+    trained, file = find(tiny_base), tmp_path / "answers.jsonl"
+    model, tokenizer, _ = load(trained, accelerator="cpu")
+
+    def kept() -> int:
+        question, sides = Question(1, [5, 6, 7], "the"), sides_of(model, has_adapter=False)
+        write_answers(model, tokenizer, trained, sides, [question], Sampling(3), Kept(file))
+        return len(file.read_text().splitlines())
+
+    assert [kept(), kept()] == [1, 1]
+    model.generation_config.eos_token_id = [2, 40]
+    assert kept() == 2
+    model.double()
+    assert kept() == 3
 
 
 @pytest.fixture(scope="module")

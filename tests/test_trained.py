@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_cache import in_cache
 from reference import pair_sums, random_pairs
 from test_export import fit
 from tiny_models import save_tiny_mistral, tiny_model, tiny_tokenizer
 
+from orpo_lightning.data.templates import read_template
 from orpo_lightning.errors import UsageError
-from orpo_lightning.using.trained import Trained, find, load
+from orpo_lightning.using.trained import Trained, find, load, tokenizer_of, weights_mark
 
 PAIRS = random_pairs(4, 100)
 
@@ -167,6 +169,37 @@ def test_what_is_none_of_these_is_told_in_a_line(run: tuple[Path, Any], tmp_path
     shutil.copytree(run[0], tmp_path / "unfinished", ignore=shutil.ignore_patterns("adapter"))
     with pytest.raises(UsageError, match="the run has not ended yet, or saved nothing"):
         find(str(tmp_path / "unfinished"))
+
+
+def test_a_base_without_the_adapters_tokenizer_has_the_template_of_the_run(
+    run: tuple[Path, Any], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run[0], tmp_path / "run"))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"chat_template": "zephyr"}}))
+    assert tokenizer_of(find(str(copy))).chat_template != read_template("zephyr")  # it has its own
+    (copy / "adapter" / "tokenizer_config.json").unlink()
+    assert tokenizer_of(find(str(copy))).chat_template == read_template("zephyr")
+
+
+def test_new_commits_of_a_repository_are_other_weights(tmp_path: Path, hub_cache: Path) -> None:
+    for name, file in (("base", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    trained = Trained("me/adapter", "maker/base", "me/adapter")
+    commits = ["a" * 40, "b" * 40]
+    marks = []
+    for of_base, of_adapter in [(0, 0), (0, 1), (1, 1)]:
+        in_cache(hub_cache, "maker/base", tmp_path / "base", commits[of_base])
+        in_cache(hub_cache, "me/adapter", tmp_path / "adapter", commits[of_adapter])
+        marks.append(weights_mark(trained))
+    assert weights_mark(trained) == marks[-1]
+    assert weights_mark(trained._replace(revision=commits[0]))[-2:] == [[commits[0]], [commits[1]]]
+    assert [mark[-2:] for mark in marks] == [
+        [[commits[0]], [commits[0]]],
+        [[commits[0]], [commits[1]]],
+        [[commits[1]], [commits[1]]],
+    ]
 
 
 def test_an_adapter_of_another_base_is_refused(run: tuple[Path, Any], tmp_path: Path) -> None:

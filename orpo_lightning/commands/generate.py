@@ -153,17 +153,14 @@ def _of_both(
 
 
 def _settings(trained: Trained, loaded: Loaded, options: Any) -> dict[str, Any]:
-    """Return what decides answers besides prompts and sampling; of local weights, when they were written."""
-    from orpo_lightning.using.trained import weight_files
+    """Return what decides answers besides prompts and sampling."""
+    from orpo_lightning.using.trained import weights_mark
 
     return {
         "package": __version__,
         "rows": loaded.rows,
-        "revision": trained.revision,
         "side_by_side": options.side_by_side,
-        "weights": [
-            [str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in weight_files(trained)
-        ],
+        "weights": weights_mark(trained),
     }
 
 

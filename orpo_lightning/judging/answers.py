@@ -10,7 +10,7 @@ from orpo_lightning.judging.pairs import Question
 from orpo_lightning.judging.progress import Progress
 from orpo_lightning.judging.scoring import Sides
 from orpo_lightning.using.generation import Answerer, Sampling
-from orpo_lightning.using.trained import Trained, weight_files
+from orpo_lightning.using.trained import Trained, weights_mark
 
 _BATCH = 16
 
@@ -38,8 +38,8 @@ def write_answers(
     Raises:
         UsageError: a prompt leaves no room for an answer.
     """
-    answerer, mark = Answerer(model, tokenizer), weights_mark(trained)
-    found = {}
+    answerer, found = Answerer(model, tokenizer), {}
+    mark = [*weights_mark(trained), str(model.dtype), sorted(answerer.stop_ids)]
     for name, side in sides.items():
         keys = [key_of(name == "base", mark, question.ids, sampling) for question in questions]
         missing = [place for place, key in enumerate(keys) if kept.get(key) is None]
@@ -54,9 +54,3 @@ def write_answers(
             progress.add(len(batch))
         found[name] = [kept.get(key)["answer"] for key in keys]  # type: ignore[index]
     return found
-
-
-def weights_mark(trained: Trained) -> list[Any]:
-    """Return what tells these weights from others, without reading them: names, sizes and times of files."""
-    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(trained)]
-    return [trained.base, trained.revision, trained.adapter, trained.quantization, facts]

@@ -84,8 +84,8 @@ def _refuse_other_tokens(tokenizer: Any, held: HeldOut, trained: Trained) -> Non
     """Stop where a model does not read the pairs' tokens as their tokenizer wrote them."""
     if tokenizer.get_vocab() != held.data.processor.get_vocab():
         raise UsageError(
-            f"{trained.name}: its tokenizer is not {held.data.tokenizer}, which wrote the pairs' tokens: "
-            "log-probabilities of other tokens cannot be compared; evaluate it by itself"
+            f"{trained.name}: its tokenizer is not {held.data.processor.name_or_path}, which wrote the "
+            "pairs' tokens: log-probabilities of other tokens cannot be compared; evaluate it by itself"
         )
 
 

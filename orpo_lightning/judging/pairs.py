@@ -53,8 +53,8 @@ def held_out(trained: Trained, sources: Sequence[str] | None, max_length: int | 
     if sources:
         settings |= {"test": list(sources), "train": None, "validation": None}
     data = PreferenceDataModule(**settings)
-    if trained.run is None:
-        data.processor = tokenizer_of(trained)
+    # Not by the name that the run has for it, which is its base's: that may be elsewhere by now.
+    data.processor = tokenizer_of(trained)
     if data.test is not None:
         data.setup("test")
         assert data.test_dataset is not None
@@ -75,7 +75,7 @@ def _settings(trained: Trained, sources: Sequence[str] | None) -> dict[str, Any]
             raise UsageError(
                 f"{trained.name} belongs to no run that names held-out pairs: name some, --pairs"
             )
-        return {"tokenizer": trained.weights}
+        return {}
     settings = settings_of(trained.config, "data")
     kind = str((trained.config.get("data") or {}).get("class_path") or PreferenceDataModule.__name__)
     if kind.rpartition(".")[2] != PreferenceDataModule.__name__:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from orpo_lightning.data.tokenizer import load_tokenizer
 from orpo_lightning.errors import SurroundingsError, UsageError, first_line
 from orpo_lightning.hub_access import with_retries
 from orpo_lightning.judging.verdicts import Comparison, Reply, Verdict
+from orpo_lightning.using.model_files import mark_of
 
 _KEY = "--judge"
 
@@ -33,10 +35,11 @@ class RewardModel:
 
     def __init__(self, name: str, *, accelerator: str = "auto", trust_remote_code: bool = False) -> None:
         """Load it."""
-        self.name, self.key = name, ["reward", name]
+        self.name = name
         device = hardware.detect_device(accelerator)
         where: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self._model = _load(name, device, where)
+        self.key = ["reward", name, mark_of(name, "config.json")]
         self._tokenizer = load_tokenizer(name, **where)
         if not self._tokenizer.chat_template:
             raise UsageError(f"{_KEY}: {name} has no chat template: how it reads a conversation is not known")
@@ -55,6 +58,7 @@ class RewardModel:
 
         Raises:
             UsageError: the chat template cannot render them.
+            SurroundingsError: the model gives no number.
         """
         prompt = [{"role": "user", "content": turns}] if isinstance(turns, str) else list(turns)
         known = (repr(prompt), answer)
@@ -70,7 +74,13 @@ class RewardModel:
                 ) from error
             # One at a time: padding could only change the number.
             logits = self._model(**inputs.to(self._model.device)).logits
-            self._rewards[known] = float(logits.reshape(()))
+            found = float(logits.reshape(()))
+            if not math.isfinite(found):  # of a comparison with it every outcome is wrong: NaN is a tie
+                raise SurroundingsError(
+                    f"{_KEY}: {self.name} gives the reward {found}: its weights are damaged, or too large "
+                    "for their precision"
+                )
+            self._rewards[known] = found
         return self._rewards[known]
 
 

@@ -31,7 +31,7 @@ def json_of(name: str, file: str) -> dict[str, Any] | None:
     return None if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
-def file_of(name: str, file: str) -> Path | None:
+def file_of(name: str, file: str, revision: str | None = None) -> Path | None:
     """Return a file of a folder or of a repository of the hub; None where it has none of this name."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -43,10 +43,30 @@ def file_of(name: str, file: str) -> Path | None:
     reach = {"_raise_exceptions_for_connection_errors": not HF_HUB_OFFLINE}
 
     def fetch() -> Any:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **reach)
+        return cached_file(
+            name, file, revision=revision, _raise_exceptions_for_missing_entries=False, **reach
+        )
 
     path = fetched(fetch, name)
     return None if path is None else Path(path)
+
+
+def mark_of(name: str, config: str, revision: str | None = None) -> list[Any]:
+    """Return what tells weights from others that go by the same name, without reading them.
+
+    Of a folder it is names, sizes and times of its files of weights, of a repository of the hub the commit.
+
+    Args:
+        name: folder or hub id.
+        config: a file that the repository has.
+        revision: of the repository.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = sorted(folder.glob("*.safetensors"))
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    path = file_of(name, config, revision)
+    return [None if path is None else path.parent.name]  # the cache has a folder for each commit
 
 
 def evaluation_of(weights: str) -> str:

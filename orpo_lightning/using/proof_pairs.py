@@ -43,30 +43,31 @@ def proof_pairs(trained: Trained, tokenizer: Any, *, file: str | None, count: in
         DataError: the file cannot be read.
     """
     if file is not None:
-        settings = {"test": file, "tokenizer": trained.weights, **_of_training(trained)}
-        return ProofPairs(_spread(_dataset(settings, "test"), count), file)
+        settings = {"test": file, **_limit(trained)}
+        return ProofPairs(_spread(_dataset(settings, "test", tokenizer), count), file)
     settings = settings_of(trained.config, "data")
     why = "no run is at hand; --pairs names others"
     if settings:
         split = "test" if settings.get("test") else "validation"
         try:
-            found = _spread(_dataset(settings, split), count)
+            found = _spread(_dataset(settings, split, tokenizer), count)
             return ProofPairs(found, f"{split} pairs of the run")
         except (UserError, TypeError, OSError) as error:  # data that is gone, a data module of another class
             why = f"the run's pairs cannot be read: {first_line(error)}"
     return ProofPairs(_built_in(tokenizer), f"built-in texts ({why})")
 
 
-def _of_training(trained: Trained) -> dict[str, Any]:
+def _limit(trained: Trained) -> dict[str, Any]:
     settings = settings_of(trained.config, "data")
-    return {key: settings[key] for key in ("chat_template", "max_length") if key in settings}
+    return {key: settings[key] for key in settings.keys() & {"max_length"}}
 
 
-def _dataset(settings: dict[str, Any], split: str) -> Sequence[TokenizedPair]:
+def _dataset(settings: dict[str, Any], split: str, tokenizer: Any) -> Sequence[TokenizedPair]:
     whole = {**settings, "validation_size": None, "validation_budget": None}
     if split == "test" or not isinstance(share_or_source(settings.get("validation")), float):
         whole["train"] = None  # whether a pair was trained on does not matter to a comparison of two models
     data = PreferenceDataModule(**whole)
+    data.processor = tokenizer  # not by the name that the run has for it: that may be elsewhere by now
     data.setup("test" if split == "test" else "validate")
     found: Any = data.test_dataset if split == "test" else data.validation_dataset
     return found

@@ -13,7 +13,14 @@ from orpo_lightning.errors import UsageError
 from orpo_lightning.modeling import Quantization
 from orpo_lightning.run_settings import settings_of
 from orpo_lightning.using.adapters import add_adapter
-from orpo_lightning.using.model_files import ADAPTER_CONFIG, TRAINING, adapter_config, file_of, json_of
+from orpo_lightning.using.model_files import (
+    ADAPTER_CONFIG,
+    TRAINING,
+    adapter_config,
+    file_of,
+    json_of,
+    mark_of,
+)
 
 
 class Trained(NamedTuple):
@@ -241,14 +248,17 @@ def generation_settings(trained: Trained) -> Any:
         return GenerationConfig()
 
 
-def weight_files(trained: Trained) -> list[Path]:
-    """Return the files of weights that lie in folders here: of the adapter and of the base."""
-    folders = [Path(name).expanduser() for name in {trained.base, trained.weights}]
-    return sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors"))
+def weights_mark(trained: Trained) -> list[Any]:
+    """Return what tells these weights from others, without reading them, as JSON has it."""
+    base = mark_of(trained.base, "config.json", trained.revision)
+    own = [] if trained.adapter is None else mark_of(trained.adapter, ADAPTER_CONFIG)
+    return [trained.base, trained.revision, trained.adapter, trained.quantization, base, own]
 
 
 def tokenizer_of(trained: Trained) -> Any:
     """Return the tokenizer: the one saved with the adapter where it is there, else the base's.
+
+    With the base's goes the chat template that the run replaced its own by.
 
     Raises:
         SurroundingsError: it cannot be fetched.
@@ -257,4 +267,7 @@ def tokenizer_of(trained: Trained) -> Any:
 
     own = trained.adapter is None or file_of(trained.adapter, "tokenizer_config.json") is not None
     name, revision = (trained.weights, None) if own else (trained.base, trained.revision)
-    return load_tokenizer(name, revision=revision, trust_remote_code=trained.trust_remote_code)
+    template = None if own else settings_of(trained.config, "data").get("chat_template")
+    return load_tokenizer(
+        name, revision=revision, trust_remote_code=trained.trust_remote_code, chat_template=template
+    )
