@@ -35,6 +35,9 @@ class DivergedError(UserError):
     exit_code = 6
 
 
+_REFUSED = "DefaultCPUAllocator: can't allocate memory"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -43,8 +46,12 @@ def first_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether the memory of a device, or of the machine, has run out."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    refused = "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return refused or bool(kinds & {"OutOfMemoryError", "MemoryError"})
+    return _REFUSED in str(error) or bool(kinds & {"OutOfMemoryError", "MemoryError"})
+
+
+def says_out_of_memory(line: str) -> bool:
+    """Tell the same of another process, by the last line that it wrote: that of a traceback."""
+    return _REFUSED in line or line.partition(":")[0].endswith("MemoryError")
 
 
 def is_broken_connection(error: BaseException) -> bool:

@@ -6,6 +6,9 @@ import contextlib
 import io
 import json
 import math
+import shutil
+import subprocess
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from orpo_lightning.modeling import add_lora, load_base
 from orpo_lightning.using import merge_proof
 from orpo_lightning.using.merge_proof import Difference, answer_logps, check
 from orpo_lightning.using.merging import choose_onto, load_adapted, merge, save
-from orpo_lightning.using.trained import Trained, find, load
+from orpo_lightning.using.proof_pairs import proof_pairs
+from orpo_lightning.using.trained import Trained, find, load, tokenizer_of
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(6, 100)
@@ -194,6 +198,21 @@ def test_a_folder_that_lacks_a_weight_is_no_proof(
     assert json.loads(answered.read_text())["wrong"].startswith("missing_keys model.layers.1.mlp.up_proj")
 
 
+def test_the_pairs_of_the_proof_are_read_with_the_models_tokenizer_wherever_its_base_is(
+    runs: Path, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "pairs.jsonl", tmp_path / "adapter"
+    file.write_text('{"prompt": "the thing", "chosen": "it is", "rejected": "it was"}\n')
+    shutil.copytree(runs / "pissa" / "adapter", folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    alone = find(str(folder))
+    tokenizer = tokenizer_of(alone)
+    named = proof_pairs(alone, tokenizer, file=str(file), count=8)
+    assert (len(named.pairs), named.source) == (1, str(file))
+    of_run = alone._replace(config={"data": {"test": str(file), "tokenizer": "/gone/with/base"}})
+    found = proof_pairs(of_run, tokenizer, file=None, count=8)
+    assert (found.pairs, found.source) == (named.pairs, "test pairs of the run")
+
+
 @pytest.fixture(scope="module")
 def merged(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Merge the NF4 run as a user does; return the folder and what was printed."""
@@ -256,6 +275,62 @@ def test_a_merge_that_is_wrong_ends_with_an_error_and_its_folder_aside(
     assert "the merged model is not the adapted one" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     assert (tmp_path / "m.failed" / "merge.json").is_file()
+
+
+def test_memory_is_given_back_before_the_base_is_loaded_again(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orpo_lightning.using import merging, trained
+
+    done: list[str] = []
+    models: list[Any] = []
+
+    def known(load_model: Any, model_of: Any) -> Any:
+        def loaded(*words: Any, **settings: Any) -> Any:
+            found = load_model(*words, **settings)
+            models.append(weakref.ref(model_of(found).get_input_embeddings()))
+            done.append("loaded")
+            return found
+
+        return loaded
+
+    def given_back() -> None:
+        assert all(model() is None for model in models)
+        done.append("given back")
+
+    proof = merge_proof.answer_logps_of_folder
+    monkeypatch.setattr(trained, "load", known(trained.load, lambda found: found.model))
+    monkeypatch.setattr(merging, "load_adapted", known(merging.load_adapted, lambda found: found))
+    monkeypatch.setattr(torch.cuda, "empty_cache", given_back)
+    monkeypatch.setattr(
+        merge_proof, "answer_logps_of_folder", lambda *words: (done.append("proof"), proof(*words))[1]
+    )
+    words = [str(runs / "nf4"), "--out", str(tmp_path / "m"), "--dtype", "float32", "--accelerator", "cpu"]
+    assert main(["merge", *words]) == 0
+    assert done == ["loaded", "given back", "loaded", "given back", "proof"]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "MemoryError",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you",
+    ],
+    ids=["GPU", "Python", "CPU"],
+)
+def test_a_proof_without_memory_is_told_with_what_to_do(
+    runs: Path,
+    tmp_path: Path,
+    last: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = subprocess.CompletedProcess([], 1, stderr=f"Traceback (most recent call last):\n{last}\n")
+    monkeypatch.setattr(merge_proof.subprocess, "run", lambda *words, **settings: done)
+    words = [str(runs / "pissa"), "--out", str(tmp_path / "m"), "--accelerator", "cpu"]
+    assert main(["merge", *words]) == 5
+    assert "out of memory: --accelerator cpu merges in the memory of the machine" in capsys.readouterr().err
 
 
 def test_settings_of_generation_that_transformers_would_not_write_are_written(

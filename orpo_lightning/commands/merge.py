@@ -159,7 +159,7 @@ def _carry_out(work: _Work, folder: Path, max_shard_size: str) -> dict[str, Any]
         save(model, staging, max_shard_size=max_shard_size, stop_ids=stop_ids)
         work.tokenizer.save_pretrained(staging)
         del model
-        gc.collect()  # the base is in memory once: the process of the proof loads it again
+        _let_go()  # the base is in memory once: the process of the proof loads it again
         after = answer_logps_of_folder(staging, work.pairs, work.device, trained.trust_remote_code)
         difference = Difference.of(before, after)
         other_base = Difference.of(as_trained, after) if as_trained and onto == "full" else None
@@ -183,8 +183,16 @@ def _logps_as_trained(work: _Work) -> list[float]:
 
     kind = {"cuda": "gpu"}.get(work.device.type, work.device.type)
     found = answer_logps(load(work.trained, accelerator=kind).model, work.pairs)
-    gc.collect()
+    _let_go()
     return found
+
+
+def _let_go() -> None:
+    """Give the memory of what is no longer needed to other processes too."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was not used; PyTorch keeps it for this process otherwise
 
 
 def _facts(work: _Work, difference: Difference, other_base: Difference | None) -> dict[str, Any]:

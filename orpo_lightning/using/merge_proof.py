@@ -17,7 +17,7 @@ import torch
 
 from orpo_lightning.batching.base import TokenizedPair
 from orpo_lightning.batching.padded import pad_pairs
-from orpo_lightning.errors import CheckpointError, SurroundingsError
+from orpo_lightning.errors import CheckpointError, SurroundingsError, says_out_of_memory
 from orpo_lightning.scoring import score, take_apart
 
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -73,6 +73,7 @@ def answer_logps_of_folder(
 
     Raises:
         SurroundingsError: it cannot be loaded there.
+        MemoryError: the memory does not hold it.
         CheckpointError: the folder lacks weights, or has some that the architecture has not.
     """
     with tempfile.TemporaryDirectory(prefix="orpo-proof-") as scratch:
@@ -85,6 +86,8 @@ def answer_logps_of_folder(
         )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            if says_out_of_memory(last):
+                raise MemoryError(last)
             raise SurroundingsError(f"the merged folder does not load in plain transformers: {last}")
         found = json.loads(answered.read_text())
     if found["wrong"]:
