@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from orpo_lightning import PreferenceCLI, PreferenceDataModule
 from orpo_lightning.__main__ import main
 from orpo_lightning.commands.evaluate import HELP
 from orpo_lightning.judging.pairs import held_out
+from orpo_lightning.using.pushing import pack
 from orpo_lightning.using.trained import find
 from tests.judge_server import judge_server
 
@@ -152,6 +155,12 @@ def test_the_page_and_the_numbers_lie_in_the_runs_folder(
         assert sample["base"] != sample["adapter"]
 
 
+def test_the_numbers_say_of_which_weights_they_are(report: dict[str, Any], run: tuple[Path, Any]) -> None:
+    weights = (run[0] / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert report["weights"] == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert "accuracy" in pack(find(str(run[0])), "maker/base").card.partition("## Held-out pairs")[2]
+
+
 def test_the_last_line_is_the_accuracy_before_and_after(
     report: dict[str, Any], run: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +191,21 @@ def test_validation_is_judged_whole_where_there_is_no_test(
     data.setup("fit")
     assert data.validation_pairs is not None
     assert found["pairs"] == len(data.validation_pairs.whole) > 1
+
+
+def test_a_run_whose_base_has_moved_is_judged_on_the_same_pairs(
+    report: dict[str, Any], run: tuple[Path, Any], tmp_path: Path, tiny_base: str
+) -> None:
+    import yaml
+
+    copy = Path(shutil.copytree(run[0], tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation*")))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    assert config["model"]["base_model"] == config["data"]["tokenizer"] == tiny_base
+    config["model"]["base_model"] = config["data"]["tokenizer"] = "/gone/with/base"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evaluate", str(copy), "--base", tiny_base, "--accelerator", "cpu"]) == 0
+    found = json.loads((copy / "evaluation.json").read_text())
+    assert found["models"] == report["models"]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from orpo_lightning.commands.merge import main as merge
 from orpo_lightning.commands.push import main
 from orpo_lightning.using.cards import parted
 from orpo_lightning.using.pushing import pack
-from orpo_lightning.using.sealed_folder import check_seal, staged
+from orpo_lightning.using.sealed_folder import check_seal, digest_of_file, staged
 from orpo_lightning.using.trained import find
 
 ROOT = Path(__file__).parent.parent
@@ -55,13 +55,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     config["data"] = {"train": [{"path": "maker/pairs:train_prefs"}, str(folder / "own.jsonl")]}
     (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
-    evaluation = {
+    (folder / "run" / "evaluation.json").write_text(json.dumps(evaluation(folder / "run" / "adapter", 0.7)))
+    return folder
+
+
+def evaluation(adapter: Path, accuracy: float, origin: str = "") -> dict[str, Any]:
+    """Return what `evaluate` writes of an adapter, as far as a card says it."""
+    digests = {file.name: digest_of_file(file) for file in adapter.glob("*.safetensors")}
+    values = {"mean": accuracy, "low": round(accuracy - 0.1, 1), "high": round(accuracy + 0.1, 1)}
+    origin = origin or f"data.test of {adapter.parent}"
+    return {
+        "weights": digests,
+        "data": {"origin": origin, "name": f"{adapter.parent}/own.jsonl + maker/pairs:test_prefs"},
         "pairs": 40,
         "prompts": 20,
-        "models": {"adapter": {"accuracy": {"mean": 0.7, "low": 0.6, "high": 0.8}}},
+        "models": {"adapter": {"accuracy": values}},
     }
-    (folder / "run" / "evaluation.json").write_text(json.dumps(evaluation))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,7 @@ def test_the_card_names_data_licences_figures_and_no_folder_of_this_machine(
     assert f"| base: {BASE} | apache-2.0 |" in text
     assert "| data: maker/pairs:train\\_prefs | cc-by-4.0 |".replace("\\_", "_") in text
     assert "| data: own.jsonl | not known |" in text
+    assert "## Held-out pairs\n\n| figure | value |\n|---|---|\n| pairs from | data.test of the run |" in text
     assert "| adapter: accuracy | 0.7 (95 % 0.6 to 0.8) |" in text
     assert "val/rewards/accuracies" in text
     assert "| transformers |" in text
@@ -251,10 +261,36 @@ def test_a_base_that_is_a_folder_here_is_refused(run: Path, capsys: pytest.Captu
 def test_the_card_of_the_best_adapter_has_its_own_figures(run: Path) -> None:
     best, own = find(str(run / "run" / "adapter-best")), run / "run" / "evaluation-adapter-best.json"
     assert "accuracy" not in pack(best, BASE).card.partition("## Made of")[2]
-    figures = {"adapter": {"accuracy": {"mean": 0.8, "low": 0.7, "high": 0.9}}}
-    own.write_text(json.dumps({"pairs": 40, "prompts": 20, "models": figures}))
+    own.write_text(json.dumps(evaluation(run / "run" / "adapter-best", 0.8)))
     assert "| adapter: accuracy | 0.8 (95 % 0.7 to 0.9) |" in pack(best, BASE).card
     assert "| adapter: accuracy | 0.7 (95 % 0.6 to 0.8) |" in pack(find(str(run / "run")), BASE).card
+
+
+@pytest.mark.parametrize(
+    "weights", [{"adapter_model.safetensors": "0" * 64}, None], ids=["other", "not said"]
+)
+def test_figures_of_other_weights_are_left_out_of_the_card_and_that_is_said(
+    run: Path, tmp_path: Path, weights: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run / "run", tmp_path / "run"))
+    file = copy / "evaluation.json"
+    file.write_text(json.dumps(evaluation(copy / "adapter", 0.7) | {"weights": weights}))
+    assert main([str(copy), REPO, "--base", BASE, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "0.7 (95 %" not in printed
+    line = f"{file} does not say that it is of these weights: its figures are left out of the card; "
+    assert f"{line}`orpo-lightning evaluate {copy}` writes it anew" in printed.splitlines()
+
+
+def test_pairs_that_were_named_for_the_evaluation_are_not_called_held_out(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run / "run", tmp_path / "run"))
+    own = evaluation(copy / "adapter", 0.7, "--pairs")
+    (copy / "evaluation.json").write_text(json.dumps(own))
+    card = pack(find(str(copy)), BASE).card
+    assert "Held-out pairs" not in card
+    assert "## Evaluation\n\n| figure | value |\n" in card
+    assert "| pairs from | own.jsonl + maker/pairs:test_prefs |" in card
+    assert "| adapter: accuracy | 0.7 (95 % 0.6 to 0.8) |" in card
 
 
 def test_the_card_of_a_merged_model_names_the_data_of_its_adapter(run: Path, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def _report(args: list[str], options: Namespace) -> tuple[dict[str, Any], Path]:
     from orpo_lightning.judging.pairs import held_out
 
     models = _models(options)
+    weights = _digests(models[0])
     endpoint = _endpoint(options)
     held = held_out(models[0], options.pairs, options.max_length)
     if options.batch_size is not None:
@@ -135,6 +136,7 @@ def _report(args: list[str], options: Namespace) -> tuple[dict[str, Any], Path]:
         "created": datetime.now().isoformat(timespec="seconds"),
         "command": mask_text(f"evaluate {shlex.join(args)}"),
         "names": {"model": options.model, AGAINST: options.against},
+        "weights": weights,
         "data": {"origin": held.origin, "name": held.pairs.name, "left_out": _left_out(held)},
         "settings": said.rows,
         **figures(said, asked),
@@ -156,6 +158,13 @@ def _models(options: Namespace) -> list[Trained]:
             raise UsageError("--judge: a whole model alone has no opponent: name one, --against")
         return [first]
     return [first, find(options.against, **trust)]
+
+
+def _digests(trained: Trained) -> dict[str, str] | None:
+    """Return the digests of a run's weights: its model card takes figures of the same ones alone."""
+    from orpo_lightning.using.sealed_folder import digests_of_weights
+
+    return None if trained.run is None else digests_of_weights(Path(trained.weights))
 
 
 def _asked(options: Namespace, held: HeldOut) -> Asked:

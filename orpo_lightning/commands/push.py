@@ -44,6 +44,8 @@ def _push(args: list[str]) -> int:
     parcel = pack(trained, options.base)
     for name, size in parcel.sizes():
         print(f"{size:>15,} bytes  {name}")
+    if parcel.note:
+        print(mask_text(parcel.note))
     if options.dry_run:
         print(f"\n{mask_text(parcel.card)}\nnothing was sent: --dry_run")
         return 0

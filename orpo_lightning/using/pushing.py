@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,13 @@ from orpo_lightning.hub_access import with_retries
 from orpo_lightning.run_settings import settings_of
 from orpo_lightning.using.cards import base_words, parted, table, with_metadata
 from orpo_lightning.using.model_files import ADAPTER_CONFIG, evaluation_of, json_of
-from orpo_lightning.using.sealed_folder import MANIFEST, check_seal, digest_of_bytes, name_in
+from orpo_lightning.using.sealed_folder import (
+    MANIFEST,
+    check_seal,
+    digest_of_bytes,
+    digests_of_weights,
+    name_in,
+)
 from orpo_lightning.using.trained import Trained
 
 _UNKNOWN = "not known"
@@ -26,6 +32,8 @@ class Parcel(NamedTuple):
     files: dict[str, Path | bytes]
     """By their names in the repository; what is written anew is at hand."""
     card: str
+    note: str = ""
+    """What the card lacks, and why."""
 
     def sizes(self) -> list[tuple[str, int]]:
         """Return the bytes of each file."""
@@ -58,10 +66,11 @@ def pack(trained: Trained, base: str | None) -> Parcel:
         )
     if base is not None:
         files |= _renamed(folder, files, base)
-    card = _card(trained, folder, named, base)
+    evaluation, note = _evaluation(trained)
+    card = _card(trained, folder, named, base, _figures(evaluation) if evaluation else [])
     files["README.md"] = card.encode()
     files[MANIFEST] = _manifest(folder, files).encode()
-    return Parcel(files, card)
+    return Parcel(files, card, note)
 
 
 def _named_base(folder: Path, files: Mapping[str, Any]) -> str:
@@ -100,7 +109,7 @@ def _manifest(folder: Path, files: Mapping[str, Path | bytes]) -> str:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests) if name != MANIFEST)
 
 
-def _card(trained: Trained, folder: Path, named: str, base: str | None) -> str:
+def _card(trained: Trained, folder: Path, named: str, base: str | None, figures: Sequence[str]) -> str:
     metadata, body = parted(_readme(folder))
     if base is not None and named and base != named:
         body = body.replace(base_words(named, trained.revision), base_words(base, None)).replace(named, base)
@@ -116,14 +125,13 @@ def _card(trained: Trained, folder: Path, named: str, base: str | None) -> str:
         **({"datasets": on_hub} if on_hub else {}),
     }
     origins = [("base: " + (base or named), base_licence), *((f"data: {name}", of) for name, of in data)]
-    figures = _evaluation(trained)
     lines = [
         body.rstrip(),
         "",
         "## Made of",
         "",
         *table("what", "licence", origins),
-        *(["## Held-out pairs", "", *table("figure", "value", figures)] if figures else []),
+        *figures,
     ]
     return with_metadata(metadata, "\n".join(lines) + "\n")
 
@@ -133,7 +141,11 @@ def data_sources(trained: Trained) -> list[str]:
     named = settings_of(trained.config, "data").get("train")
     sources = named if isinstance(named, list) else [named] if named else []
     names = [str(one["path"] if isinstance(one, Mapping) else one) for one in sources]
-    return [name if _is_hub_id(name) else Path(name).name for name in names]
+    return [_public_name(name) for name in names]
+
+
+def _public_name(source: str) -> str:
+    return source if _is_hub_id(source) else Path(source).name
 
 
 def _is_hub_id(name: str) -> bool:
@@ -159,17 +171,35 @@ def _licence(kind: str, name: str) -> str:
     return str((card.get("license") if card else None) or _UNKNOWN)
 
 
-def _evaluation(trained: Trained) -> list[tuple[str, str]]:
-    """Return the figures that `evaluate` wrote of these weights, with intervals; none where it did not."""
+def _evaluation(trained: Trained) -> tuple[dict[str, Any], str]:
+    """Return what `evaluate` wrote of these weights, nothing where it did not; and why nothing, in a line."""
     file = None if trained.run is None else trained.run / f"{evaluation_of(trained.weights)}.json"
     if file is None or not file.is_file():
-        return []
+        return {}, ""
     found = json.loads(file.read_text(encoding="utf-8"))
-    rows = [("pairs, prompts", f"{found.get('pairs')}, {found.get('prompts')}")]
-    parts = {**found.get("models", {}), "change": found.get("change") or {}}
+    if found.get("weights") == digests_of_weights(Path(trained.weights)):
+        return found, ""
+    return {}, (
+        f"{file} does not say that it is of these weights: its figures are left out of the card; "
+        f"`orpo-lightning evaluate {trained.name}` writes it anew"
+    )
+
+
+def _figures(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return an evaluation's figures with their intervals, as lines of a card."""
+    data = evaluation["data"]
+    if named := data["origin"] == "--pairs":  # whether these were held out only their owner knows
+        origin = " + ".join(map(_public_name, data["name"].split(" + ")))
+    else:
+        origin = f"{data['origin'].partition(' of ')[0]} of the run"  # behind it is the path of a folder here
+    rows = [
+        ("pairs from", origin),
+        ("pairs, prompts", f"{evaluation['pairs']}, {evaluation['prompts']}"),
+    ]
+    parts = {**evaluation["models"], "change": evaluation.get("change") or {}}
     for part, figures in parts.items():
         rows += [(f"{part}: {name}", words) for name, value in figures.items() if (words := _words(value))]
-    return rows
+    return [f"## {'Evaluation' if named else 'Held-out pairs'}", "", *table("figure", "value", rows)]
 
 
 def _words(value: Any) -> str:

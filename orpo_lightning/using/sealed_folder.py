@@ -90,6 +90,15 @@ def check_seal(folder: Path, start: str = "") -> list[Path]:
     return files
 
 
+def digests_of_weights(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of weights, as the manifest has it; without one, as it is."""
+    manifest = folder / MANIFEST
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    files = sorted(folder.glob("*.safetensors"))
+    return {file.name: known.get(file.name) or digest_of_file(file) for file in files}
+
+
 def name_in(folder: Path, file: Path) -> str:
     """Return what a file of a folder is called in its manifest, and in a repository: its path from there."""
     return file.relative_to(folder).as_posix()
