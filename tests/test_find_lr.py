@@ -6,12 +6,19 @@ import hashlib
 import json
 import math
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning
 import pytest
 
 from orpo_lightning import __main__ as front
+from orpo_lightning.callbacks.rate_ramp import RateRamp
+from orpo_lightning.commands.find_lr import _report
+from orpo_lightning.errors import UsageError
 from orpo_lightning.rate_curve import smooth, suggest
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +68,62 @@ def test_a_steep_fall_next_to_divergence_is_kept_away_from() -> None:
     found = suggest(RATES, curve)
     assert found.diverged == RATES[wild]
     assert found.rate == pytest.approx(RATES[wild] / 10)
+
+
+def test_one_easy_pair_among_noisy_ones_is_no_level_that_others_diverge_from() -> None:
+    curve = losses(0.1)
+    curve[3] = 0.4
+    found = suggest(RATES, curve)
+    assert found.diverged is not None
+    assert 2e-2 <= found.diverged <= 2e-1
+
+
+def climbed(curve: list[float]) -> RateRamp:
+    """Return a ramp that was told these losses, until it asked to stop."""
+    trainer: Any = SimpleNamespace(
+        global_step=0,
+        callback_metrics={},
+        should_stop=False,
+        optimizers=[SimpleNamespace(param_groups=[{"initial_lr": 1.0, "lr": 1.0}])],
+    )
+    ramp, module = RateRamp(1e-6, 1.0, STEPS), lightning.LightningModule()
+    ramp.on_train_start(trainer, module)
+    for step, loss in enumerate(curve):
+        ramp.on_train_batch_start(trainer, module, None, step)
+        if trainer.should_stop:
+            break
+        trainer.callback_metrics["train/loss"] = loss
+        trainer.global_step = step + 1
+    ramp.on_train_end(trainer, module)
+    return ramp
+
+
+def test_a_ramp_of_noisy_losses_goes_on_until_they_diverge() -> None:
+    for seed in range(20):
+        dice = random.Random(seed)
+        noisy = [max(0.1, dice.gauss(1.5, 0.5)) for _ in RATES]
+        noisy[3] = 0.2  # one easy pair
+        assert len(climbed(noisy).losses) == STEPS
+        wild = noisy[:70] + [10 + loss for loss in noisy[70:]]
+        assert 71 <= len(climbed(wild).losses) <= 75
+
+
+def test_too_few_finite_losses_are_told_with_the_step_and_its_learning_rate() -> None:
+    for curve, words in (
+        ([2.0] * 4 + [math.nan] * 6, "found 4: that of step 5, at learning rate 1.7e-06, is not finite"),
+        ([2.0] * 7, "found 7: training ended after 7 of 100, at learning rate 2.7e-06; take a smaller --low"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            _report(climbed(curve))
+
+
+def test_a_few_noisy_steps_suggest_nothing_by_chance() -> None:
+    rates = [1e-6 * 10 ** (6 * step / 11) for step in range(12)]
+    suggested = 0
+    for seed in range(400):
+        dice = random.Random(seed)
+        suggested += suggest(rates, [dice.gauss(2, 0.3) for _ in rates]).rate is not None
+    assert suggested <= 12  # three in a hundred
 
 
 def test_what_is_not_finite_has_diverged() -> None:

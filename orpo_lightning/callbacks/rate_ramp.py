@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 
-from orpo_lightning.rate_curve import DIVERGED
+from orpo_lightning.rate_curve import DIVERGED, level
 
 _PATIENCE = 5
 
@@ -31,7 +31,7 @@ class RateRamp(lightning.Callback):
         self.planned = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
         self.losses: list[float] = []
         self._shares: list[float] = []
-        self._above = 0
+        self._lowest, self._above = math.inf, 0
 
     @property
     def rates(self) -> list[float]:
@@ -69,6 +69,6 @@ class RateRamp(lightning.Callback):
         if len(self.losses) >= trainer.global_step or loss is None:
             return
         self.losses.append(float(loss))
-        finite = [one for one in self.losses if math.isfinite(one)]
-        is_far = not self.losses[-1] <= DIVERGED * min(finite, default=math.inf)
+        self._lowest = min(self._lowest, level(self.losses, len(self.planned)))
+        is_far = not self.losses[-1] <= DIVERGED * self._lowest
         self._above = self._above + 1 if is_far else 0

@@ -70,7 +70,7 @@ def _report(ramp: RateRamp) -> dict[str, Any]:
     finite = next((place for place, loss in enumerate(losses) if loss - loss != 0), len(losses))
     if finite < FEWEST:
         raise UsageError(
-            f"only {finite} steps had a finite loss, {FEWEST} are needed: more --steps, or a smaller --low"
+            f"expected {FEWEST} steps with a finite loss, found {finite}: {_why_fewer(ramp, finite)}"
         )
     fits = smooth(rates[:finite], losses[:finite])
     return {
@@ -79,6 +79,17 @@ def _report(ramp: RateRamp) -> dict[str, Any]:
         "smoothed": [fit.loss for fit in fits],
         "suggestion": suggest(rates, losses)._asdict(),
     }
+
+
+def _why_fewer(ramp: RateRamp, finite: int) -> str:
+    done, planned = len(ramp.losses), len(ramp.planned)
+    if finite < done:
+        where = f"that of step {finite + 1}, at learning rate {ramp.rates[finite]:.1e}, is not finite"
+        return f"{where}; take a smaller --low, or more --steps"
+    if done < planned:  # the losses were finite, the gradients were not
+        where = f"training ended after {done} of {planned}, at learning rate {ramp.planned[done]:.1e}"
+        return f"{where}; take a smaller --low"
+    return "take more --steps"
 
 
 def _table(report: dict[str, Any]) -> list[str]:
@@ -93,7 +104,8 @@ def _sentences(report: dict[str, Any]) -> list[str]:
     lowest = f"the smoothed loss is lowest at {found['lowest']:.1e}"
     diverged = "" if found["diverged"] is None else f" and diverges at {found['diverged']:.1e}"
     if found["rate"] is None:
-        return [f"no suggestion: {found['reason']}"]
+        early = "" if found["diverged"] is None else f"; it diverges at {found['diverged']:.1e}"
+        return [f"no suggestion: {found['reason']}{early}"]
     return [
         f"suggestion: --{_KEY} {found['rate']:.1e} ({found['reason']})",
         f"{lowest}{diverged}; after the warm-up of a longer run less may be better",
