@@ -23,7 +23,7 @@ from orpo_lightning.observing.defaults import defaults
 from orpo_lightning.observing.run_files import flat, read_run, values
 from orpo_lightning.observing.summary import changed, margins, summary
 from orpo_lightning.pages.lines import LOOKS
-from orpo_lightning.pages.report_page import headline, report_page
+from orpo_lightning.pages.report_page import figures, headline, latest, report_page
 from orpo_lightning.pages.usage import usage
 from tests.readme import COMMANDS
 from tests.run_folder import Row, config, curves, pairs, record, samples, write_run
@@ -225,6 +225,26 @@ def test_the_commands_that_the_page_names_are_understood(
     lines = [line for _, line in named if line.startswith("orpo-lightning ")]
     assert [main(shlex.split(line)[1:]) for line in lines] == [0] * len(lines)
     assert understood == [f"orpo-lightning {verb}" for verb in ("chat", "generate", "evaluate", "merge")]
+
+
+def test_figures_are_of_the_pairs_that_the_verdict_is_of(tmp_path: Path) -> None:
+    whole = {"step": 100, "val_full/loss": 1.77, "val_full/rewards/accuracies": 0.811}
+    earlier = {**whole, "step": 50}
+    for name, more, expected in (("all", whole, "0.811"), ("sample", earlier, "0.93")):
+        run = read_run(write_run(tmp_path / name, curves=[*curves(), more]))
+        shown = dict(figures(summary(run, {}), run))
+        assert shown["accuracy, held out"] == expected
+        assert shown["loss, held out"] == ("1.77" if name == "all" else "1.4")
+
+
+def test_answers_to_other_prompts_of_before_a_resume_are_no_earlier_answers_of_these() -> None:
+    before = [{**row, "prompt": f"old {row['prompt']}"} for row in samples()[:3]]
+    before.append({**before[0], "index": 3, "prompt": "a fourth"})
+    shown = latest([*before, *samples()[3:], *({**row, "step": 150} for row in samples()[3:])])
+    assert [one["prompt"] for one in shown] == [row["prompt"] for row in samples()[:3]]
+    assert [[step for step, _ in one["earlier"]] for one in shown] == [[100]] * 3
+    assert {one["step"] for one in shown} == {150}
+    assert latest([]) == []
 
 
 # Several runs

@@ -172,10 +172,15 @@ def figures(summary: Summary, run: RunFiles) -> list[tuple[str, str]]:
     def last(name: str) -> float | None:
         return (end.get(name) or {}).get("value")
 
+    def held(name: str) -> float | None:
+        # A last validation on all pairs has a name of its own; verdict and margins are of its pairs.
+        steps = [(end.get(f"{stage}/{name}") or {}).get("step", -1) for stage in ("val", "val_full")]
+        return last(f"val/{name}" if steps[0] > steps[1] else f"val_full/{name}")
+
     seconds, held_out = summary.get("seconds"), None if run.pairs is None else len(run.pairs["chosen"])
     found = [
-        ("accuracy, held out", last("val/rewards/accuracies"), figure),
-        ("loss, held out", last("val/loss"), figure),
+        ("accuracy, held out", held("rewards/accuracies"), figure),
+        ("loss, held out", held("loss"), figure),
         ("pairs held out", held_out, number),
         ("optimizer steps", summary.get("steps"), number),
         ("duration", seconds, clock),
@@ -230,11 +235,15 @@ def _chart(title: str, series: list[Series]) -> Chart:
 
 
 def latest(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the last answer to each prompt, with all answers of earlier steps under `earlier`."""
+    """Return the answers of the last step, each with those of earlier steps to its prompt under `earlier`.
+
+    A run that goes on with other prompts has answers to both in its file, under the same numbers.
+    """
     by_prompt: dict[Any, list[Mapping[str, Any]]] = {}
     for one in samples:
-        by_prompt.setdefault(one.get("index", one["prompt"]), []).append(one)
+        by_prompt.setdefault((one.get("index"), one["prompt"]), []).append(one)
     return [
         {**answers[-1], "earlier": [(one.get("step"), one.get("now")) for one in answers[:-1]]}
         for answers in by_prompt.values()
+        if answers[-1].get("step") == samples[-1].get("step")
     ]
