@@ -69,6 +69,57 @@ def test_reversed_labels_are_found_by_held_out_pairs_going_the_other_way() -> No
     assert "opposite answers" in found.sentence
 
 
+def without_base(content: Row) -> Row:
+    """Return pairs of a run that trains all weights, or begins with PiSSA or LoftQ."""
+    for name in ("base_chosen", "base_rejected"):
+        content[name] = np.full_like(content[name], np.nan)
+    return content
+
+
+def validated(*accuracies: float, half: float = 0.05) -> list[Row]:
+    """Return the lines of a run that learns its training pairs, with these held-out accuracies."""
+    rows = [{k: v for k, v in row.items() if not k.startswith("val")} for row in curves()]
+    for index, value in enumerate(accuracies):
+        ends = {"val_ci_low/rewards/accuracies": value - half, "val_ci_high/rewards/accuracies": value + half}
+        rows.append({"step": 25 * (index + 1), "val/rewards/accuracies": value, **ends})
+    return rows
+
+
+def test_where_the_base_is_gone_the_first_validation_is_what_held_out_pairs_are_compared_with() -> None:
+    (found,) = findings(validated(0.70, 0.60, 0.45), without_base(pairs()))
+    assert found.kind == NOT_LEARNING
+    assert "held-out accuracy 0.700 → 0.450 since the first validation" in found.sentence
+    assert "worse than before" in found.sentence
+    assert kinds(validated(0.60, 0.20), without_base(pairs())) == [REVERSED]
+    (found,) = findings(validated(0.60, 0.93), without_base(pairs()))
+    assert found.kind == LEARNING
+    assert "0.600 → 0.930 since the first validation" in found.sentence
+    (found,) = findings(validated(0.93, 0.93), without_base(pairs()))
+    assert found.kind == NOT_LEARNING
+    assert "what was learned before that validation is not seen here" in found.sentence
+
+
+def test_a_single_validation_without_a_base_is_told_and_more_are_advised() -> None:
+    content = without_base(pairs())
+    (found,) = findings(validated(0.8), content)
+    now = float((content["chosen"] > content["rejected"]).mean())
+    assert f"held-out accuracy is {now:.3f}" in found.sentence
+    assert "no pairs held out" not in found.sentence
+    assert "trainer.val_check_interval" in found.advice
+
+
+def test_pairs_of_one_prompt_count_as_one_draw_in_logged_validations_too() -> None:
+    one_each = without_base(pairs(moved=(0.0, 0.0), noise=0.0))
+    # Twenty prompts, of each the same pair ten times.
+    as_ten = {
+        key: np.repeat(value[:20], 10, 0) if np.ndim(value) and len(value) == 200 else value
+        for key, value in one_each.items()
+    }
+    rows = validated(0.70, 0.50)
+    assert "worse than before" in findings(rows, one_each)[0].sentence
+    assert "no more than chance" in findings(rows, as_ten)[0].sentence
+
+
 def test_reversed_labels_are_found_in_logged_validations_alone() -> None:
     rows = [{k: v for k, v in row.items() if not k.startswith("val")} for row in curves()]
     for step, accuracy in ((25, 0.5), (100, 0.1)):
@@ -95,6 +146,29 @@ def test_a_loss_that_is_not_finite_is_diverging(last: str) -> None:
 def test_one_odd_value_on_the_way_is_not() -> None:
     values: list[Any] = [*noisy(3, 1, 10), "NaN", *noisy(1.1, 1, 9)]
     assert kinds(instead("train/loss", values), pairs()) == [LEARNING]
+
+
+@pytest.mark.parametrize("last_is_odd", [False, True])
+def test_a_step_left_out_once_an_epoch_is_not_a_run_that_diverges(last_is_odd: bool) -> None:
+    values: list[Any] = noisy(3, 1.2, 20)
+    odd = (5, 12, 19) if last_is_odd else (4, 11, 18)
+    for place in odd:
+        values[place] = "NaN"
+    skipped = curve("train/skipped_steps", [sum(place >= one for one in odd) for place in range(20)])
+    assert kinds([*instead("train/loss", values), *skipped], pairs()) == [LEARNING]
+
+
+def test_a_run_whose_last_steps_were_left_out_is_diverging() -> None:
+    values: list[Any] = [*noisy(3, 1, 199), "NaN"]
+    skipped = curve("train/skipped_steps", [*[0.0] * 199, 4])
+    (found,) = findings([*instead("train/loss", values), *skipped], pairs())
+    assert found.kind == DIVERGING
+
+
+def test_a_held_out_loss_that_is_not_finite_at_the_end_is_diverging_and_on_the_way_it_is_not() -> None:
+    for values, expected in (([2.0, "NaN", "NaN", 1.4], LEARNING), ([2.0, 1.9, 1.8, "NaN"], DIVERGING)):
+        rows = [row for row in curves() if "val/loss" not in row]
+        assert kinds([*rows, *curve("val/loss", values, every=25)], pairs())[0] == expected
 
 
 def test_a_loss_that_goes_up_and_stays_is_diverging() -> None:
@@ -155,6 +229,38 @@ def test_a_liking_for_length_that_the_base_had_is_said_to_be_the_bases() -> None
     assert "as the base model did" in found.sentence
 
 
+def by_lengths(of_longer: tuple[int, int, int], of_shorter: tuple[int, int, int]) -> Row:
+    """Return pairs of 150 whose chosen answer is the longer one and 150 whose is the shorter one.
+
+    Args:
+        of_longer: how many are right before and after, only after, only before.
+        of_shorter: the same of the others.
+    """
+    content = pairs(300)
+    before, after = [], []
+    for both, gained, lost in (of_longer, of_shorter):
+        neither = 150 - both - gained - lost
+        before += [1] * both + [-1] * gained + [1] * lost + [-1] * neither
+        after += [1] * both + [1] * gained + [-1] * lost + [-1] * neither
+    for prefix, signs in (("base_", before), ("", after)):
+        content[f"{prefix}chosen"] = -2 + 0.15 * np.array(signs, np.float32)
+        content[f"{prefix}rejected"] = -2 - 0.15 * np.array(signs, np.float32)
+    content["tokens_chosen"] = np.array([40] * 150 + [10] * 150, np.int32)
+    content["tokens_rejected"] = np.array([10] * 150 + [40] * 150, np.int32)
+    return content
+
+
+def test_a_liking_for_length_of_the_bases_is_a_remark_where_the_run_improves_on_it() -> None:
+    (found,) = findings(curves(), by_lengths((85, 28, 5), (36, 21, 9)))
+    assert found.kind == LEARNING
+    assert "accuracy is 0.753" in found.sentence
+    assert "0.380" in found.sentence
+    assert "prefers the longer answer, as the base model did" in found.sentence
+    assert "Balance the lengths" in found.advice
+    # The same end, but the shorter answers have lost what the longer ones gained.
+    assert kinds(curves(), by_lengths((63, 50, 0), (37, 20, 60)))[0] == LENGTH_ONLY
+
+
 def test_accuracy_that_is_high_for_both_lengths_is_no_liking_for_length() -> None:
     assert kinds(curves(), pairs(base=(0.0, 0.3), moved=(0.3, -0.6))) == [LEARNING]
 
@@ -203,7 +309,7 @@ def test_values_that_are_not_finite_are_left_out_of_the_pairs() -> None:
     content = pairs()
     content["chosen"][:5] = np.nan
     content["base_chosen"][:] = np.nan
-    found = findings(curves(), content)
+    found = findings(validated(), content)
     assert [one.kind for one in found] == [LEARNING]
     assert "training accuracy rose" in found[0].sentence  # nothing to compare the held-out ones with
 

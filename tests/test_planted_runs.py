@@ -46,6 +46,17 @@ def test_reversed_labels_are_named(
     assert "Training pairs and held-out pairs prefer opposite answers." in page
 
 
+def test_training_all_weights_on_reversed_labels_is_not_said_to_be_learning(
+    tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, more = (planted.wrong_first, planted.right_first), ("--model.lora_r", "0")
+    assert planted.run(tmp_path / "run", tiny_base, *made, lr=2e-3, more=more) == 0
+    printed = everything_printed(capsys).splitlines()
+    assert not [line for line in printed if line.startswith(f"{LEARNING}: ")]
+    (said,) = [line for line in printed if "since the first validation" in line]
+    assert said.startswith(("warning: not learning: ", "warning: reversed labels: "))
+
+
 def test_a_far_too_high_learning_rate_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert planted.run(tmp_path / "run", BASE, TRAIN, HELD_OUT, lr=0.3, steps=18) == 0
     assert "The run diverged." in ended(tmp_path / "run", capsys, DIVERGING)
@@ -55,7 +66,7 @@ def test_a_run_that_only_learns_length_is_named(
     tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert planted.run(tmp_path / "run", tiny_base, planted.longer_first, planted.either_first) == 0
-    assert "What was learned is length." in ended(tmp_path / "run", capsys, LENGTH_ONLY)
+    assert "The model goes by length." in ended(tmp_path / "run", capsys, LENGTH_ONLY)
 
 
 def test_a_displaced_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,9 @@ _ADVICE = "Lower model.optimizer.lr by ten, warm up longer, and set trainer.grad
 
 def diverging(curves: Curves, facts: HeldOut) -> Finding | None:
     """Return that a run diverges, and what shows it; None where nothing does."""
-    broken = [(step, name) for name in ("train/loss", "val/loss") for step in _not_finite(curves, name)]
-    # A single value may be one odd batch, left out by FiniteSteps; the last one is what the run ends with.
-    last = max((int(row["step"]) for row in curves), default=0)
-    if len(broken) > 1 or any(step == last for step, _ in broken):
-        step, name = min(broken)
-        return Finding(DIVERGING, f"{name} is not finite, first at step {step}.", _ADVICE)
+    broken = _ends_broken(curves)
+    if broken is not None:
+        return broken
     collapse = facts.chosen_change
     if collapse is not None and collapse.high < -_COLLAPSE:
         return Finding(
@@ -35,8 +32,34 @@ def diverging(curves: Curves, facts: HeldOut) -> Finding | None:
     return _skips_go_on(curves) or _loss_returns(curves)
 
 
-def _not_finite(curves: Curves, name: str) -> list[int]:
-    return [step for step, value in points(curves, name) if not math.isfinite(value)]
+def _ends_broken(curves: Curves) -> Finding | None:
+    """Find a loss that is not finite at the end.
+
+    On the way it was a step that FiniteSteps left out: one is enough to make the mean of all logged with it
+    NaN, and had the weights taken it, no later loss were finite. How many they were, `_skips_go_on` counts.
+    """
+    for name in ("train/loss", "val/loss"):
+        values = points(curves, name)
+        broken = [step for step, value in values if not math.isfinite(value)]
+        if not broken or math.isfinite(values[-1][1]):
+            continue
+        if name == "train/loss" and _is_odd_step(curves, [step for step, _ in values]):
+            continue
+        return Finding(DIVERGING, f"{name} is not finite, first at step {broken[0]}.", _ADVICE)
+    return None
+
+
+def _is_odd_step(curves: Curves, logged: list[int]) -> bool:
+    """Tell whether less than half of the steps since the training loss before the last were left out."""
+    start, end = (logged[-2] if len(logged) > 1 else 0), logged[-1]
+    return 0 < _skipped(curves, start, end) < (end - start) / 2
+
+
+def _skipped(curves: Curves, start: float, end: float) -> float:
+    """Return how many steps were left out from one step to another; the first one begins the count."""
+    counts = points(curves, "train/skipped_steps")
+    until = [max((count for step, count in counts if step <= edge), default=0.0) for edge in (start, end)]
+    return until[1] - until[0]
 
 
 def _skips_go_on(curves: Curves) -> Finding | None:
@@ -50,12 +73,12 @@ def _skips_go_on(curves: Curves) -> Finding | None:
         return None
     last, skipped = counts[-1]
     since = last * (PARTS - 1) / PARTS
-    before = max((count for step, count in counts if step <= since), default=0.0)
-    if (skipped - before) * 10 < last - since:
+    recent = _skipped(curves, since, last)
+    if recent * 10 < last - since:
         return None
     return Finding(
         DIVERGING,
-        f"the gradient was not finite in {skipped:,.0f} of {last:,} steps, {skipped - before:,.0f} of them "
+        f"the gradient was not finite in {skipped:,.0f} of {last:,} steps, {recent:,.0f} of them "
         "in the last third of the run.",
         _ADVICE,
     )

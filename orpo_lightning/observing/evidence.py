@@ -31,9 +31,12 @@ class Interval(NamedTuple):
 
     def around(self, level: float, other: float) -> Interval:
         """Return the interval of another level, of a mean that is about normally distributed."""
-        wider = normal_quantile(other) / normal_quantile(level)
+        return self.wider(normal_quantile(other) / normal_quantile(level))
+
+    def wider(self, by: float) -> Interval:
+        """Return an interval so many times as wide."""
         return Interval(
-            self.mean, self.mean - wider * (self.mean - self.low), self.mean + wider * (self.high - self.mean)
+            self.mean, self.mean - by * (self.mean - self.low), self.mean + by * (self.high - self.mean)
         )
 
 

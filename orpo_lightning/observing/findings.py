@@ -21,8 +21,8 @@ from orpo_lightning.observing.finding import (
     around,
     ends,
 )
-from orpo_lightning.observing.held_out import SEEN, HeldOut
-from orpo_lightning.observing.length_only import length_only
+from orpo_lightning.observing.held_out import FIRST, SEEN, HeldOut
+from orpo_lightning.observing.length_only import beside_length, length_only
 from orpo_lightning.observing.trend import thirds, training_rise
 
 
@@ -34,7 +34,7 @@ def findings(curves: Curves, pairs: Mapping[str, Any] | None) -> list[Finding]:
         pairs: the arrays of `pairs.npz`; None where there is none, and the logged validations must do.
     """
     column = held_out.columns(pairs) if pairs is not None else None
-    facts = held_out.of_pairs(column) if column and column.prompts else held_out.of_curves(curves)
+    facts = held_out.of_run(curves, column)
     apart = diverging(curves, facts)
     if apart is not None:
         return [apart]
@@ -42,8 +42,10 @@ def findings(curves: Curves, pairs: Mapping[str, Any] | None) -> list[Finding]:
     fault = length_only(column, facts) or _reversed(curves, facts)
     if fault is not None and fault.kind == REVERSED:
         return [fault]
-    rest = [fault, _displacement(facts), None if fault else _learning(curves, facts)]
-    return [one for one in rest if one is not None]
+    learned = None if fault else _learning(curves, facts)
+    if learned is not None and learned.kind == LEARNING:
+        learned = beside_length(learned, column, facts)
+    return [one for one in (fault, _displacement(facts), learned) if one is not None]
 
 
 def _reversed(curves: Curves, facts: HeldOut) -> Finding | None:
@@ -85,7 +87,7 @@ def _displacement(facts: HeldOut) -> Finding | None:
 
 def _learning(curves: Curves, facts: HeldOut) -> Finding | None:
     if facts.accuracy is None or facts.accuracy_change is None:
-        return _training_alone(curves)
+        return _training_alone(curves, facts)
     now, change = facts.accuracy, facts.accuracy_change
     words = (
         f"held-out accuracy {now.mean - change.mean:.3f} → {now.mean:.3f} since {facts.since} "
@@ -96,6 +98,8 @@ def _learning(curves: Curves, facts: HeldOut) -> Finding | None:
     if facts.improves:
         return Finding(LEARNING, f"{words}.", "")
     verdict = "worse than before" if facts.worsens else "no more than chance"
+    if facts.since == FIRST and not facts.worsens:
+        verdict += " (what was learned before that validation is not seen here)"
     rise = training_rise(curves)
     if rise is not None:
         seen = f"training {rise[0]} rose by {rise[1].mean:.3f} ({ends(rise[1])})"
@@ -111,17 +115,21 @@ def _learning(curves: Curves, facts: HeldOut) -> Finding | None:
     return Finding(NOT_LEARNING, f"{words}: {verdict}.", advice)
 
 
-def _training_alone(curves: Curves) -> Finding | None:
+def _training_alone(curves: Curves, facts: HeldOut) -> Finding | None:
     """Say what the training pairs show, where nothing held out can."""
+    now = facts.accuracy
     known = any(thirds(curves, f"train/rewards/{name}") for name in ("accuracies", "margins"))
     if not known:
         return None
-    advice = "Set data.validation, to know whether it holds for other pairs."
+    how = "Set data.validation" if now is None else "Validate more often (trainer.val_check_interval)"
+    advice = f"{how}, to know whether it holds for other pairs."
     rise = training_rise(curves)
     if rise is None:
         return Finding(NOT_LEARNING, "accuracy and margin of the training pairs have not risen.", advice)
-    return Finding(
-        LEARNING,
-        f"training {rise[0]} rose by {rise[1].mean:.3f} ({ends(rise[1])}); no pairs held out say the same.",
-        advice,
+    others = (
+        "no pairs held out say the same"
+        if now is None
+        else f"held-out accuracy is {now.mean:.3f} ({around(now)}), with nothing before it to compare it with"
     )
+    seen = f"training {rise[0]} rose by {rise[1].mean:.3f} ({ends(rise[1])})"
+    return Finding(LEARNING, f"{seen}; {others}.", advice)

@@ -14,6 +14,7 @@ found every few runs with nothing to it."""
 SEEN = 0.01
 """Nats a token: 1 % of perplexity. Pair by pair far less can be told from chance, and means nothing."""
 _LOGGED = 0.95  # of the intervals that a run logs
+BASE, FIRST = "the base model", "the first validation"
 
 Point = tuple[int, float]
 Pairs = Mapping[str, Any]
@@ -29,7 +30,7 @@ class HeldOut(NamedTuple):
     """Intervals of LEVEL; what is not known is None."""
 
     pairs: int | None = None
-    since: str = "the base model"
+    since: str = BASE
     """What the changes are from."""
     accuracy: Interval | None = None
     accuracy_change: Interval | None = None
@@ -115,6 +116,23 @@ def change(now: Sequence[float], before: Sequence[float], prompts: Sequence[int]
     return of_mean([a - b for a, b in zip(now, before, strict=True)], prompts, LEVEL)
 
 
+def of_run(curves: Sequence[Mapping[str, Any]], column: Column | None) -> HeldOut:
+    """Return what a run's held-out pairs say, with changes from the base, or else from the first validation.
+
+    Args:
+        curves: the lines of `curves.jsonl`.
+        column: the pairs of the last validation; None where they are not known.
+    """
+    if column is None or not column.prompts:
+        return of_curves(curves)
+    facts = of_pairs(column)
+    if column.with_base().prompts or facts.accuracy is None:
+        return facts
+    # All weights are trained, or the adapter's first values were taken out of the base: it is gone.
+    logged = of_curves(curves, column)
+    return facts if logged.accuracy_change is None else logged
+
+
 def of_pairs(column: Column) -> HeldOut:
     """Return what the pairs of the last validation say."""
     known = column.with_base()
@@ -133,16 +151,25 @@ def of_pairs(column: Column) -> HeldOut:
     )
 
 
-def of_curves(curves: Sequence[Mapping[str, Any]]) -> HeldOut:
+def of_curves(curves: Sequence[Mapping[str, Any]], column: Column | None = None) -> HeldOut:
     """Return what the logged validations say: how the last one differs from the first.
 
     Both are of the same pairs, which `pairs.npz` alone tells apart: intervals of changes are too wide here.
+
+    Args:
+        curves: the lines of `curves.jsonl`.
+        column: the pairs, where they are known: a run logs intervals that take each for a draw of its own,
+            and they are widened as those of the pairs are by counting prompts.
     """
-    named = {name: _intervals(curves, name) for name in ("rewards/accuracies", "rewards/margins")}
+    wider = (1.0, 1.0) if column is None else _by_prompts(column)
+    accuracy, margin = (
+        [one.wider(by) for one in _intervals(curves, f"rewards/{name}")]
+        for name, by in zip(("accuracies", "margins"), wider, strict=True)
+    )
     moved = [_intervals(curves, f"logps_change/{side}")[-1:] for side in ("chosen", "rejected")]
-    accuracy, margin = named.values()
     return HeldOut(
-        since="the first validation",
+        pairs=None if column is None else len(column.prompts),
+        since=FIRST,
         accuracy=accuracy[-1] if accuracy else None,
         accuracy_change=_between(accuracy),
         margin=margin[-1] if margin else None,
@@ -150,6 +177,20 @@ def of_curves(curves: Sequence[Mapping[str, Any]]) -> HeldOut:
         chosen_change=moved[0][0] if moved[0] else None,
         rejected_change=moved[1][0] if moved[1] else None,
     )
+
+
+def _by_prompts(column: Column) -> tuple[float, float]:
+    """Return how many times wider accuracy's and margin's intervals are where prompts are the draws."""
+    draws = (column.prompts, range(len(column.prompts)))
+    accuracy = [of_share(column.wins, one, LEVEL) for one in draws]
+    margin = [of_mean(column.margins, one, LEVEL) for one in draws]
+    return _ratio(*accuracy), _ratio(*margin)
+
+
+def _ratio(prompts: Interval | None, pairs: Interval | None) -> float:
+    if prompts is None or pairs is None or pairs.low == pairs.high:
+        return 1.0
+    return max(1.0, (prompts.high - prompts.low) / (pairs.high - pairs.low))
 
 
 def _intervals(curves: Sequence[Mapping[str, Any]], name: str) -> list[Interval]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import NamedTuple
 
 from orpo_lightning.observing.evidence import FEWEST, Interval, of_correlation, of_share
 from orpo_lightning.observing.finding import LENGTH_ONLY, Finding, around
@@ -24,17 +25,36 @@ def length_only(column: Column | None, facts: HeldOut) -> Finding | None:
     """Return that a model prefers the longer answers (or the shorter ones), chosen or not; else None."""
     if column is None or not column.prompts:
         return None
+    liking = _liking(column)
+    # One that the base had is no fault of a run that improves on it.
+    if liking is not None and (liking.is_learned or not facts.improves):
+        return Finding(LENGTH_ONLY, liking.sentence, _BALANCE)
+    return _length_alone(column, facts)
+
+
+def beside_length(learned: Finding, column: Column | None, facts: HeldOut) -> Finding:
+    """Return that a run learns, with a liking for length that it left as it was, where there is one."""
+    liking = None if column is None or not column.prompts else _liking(column)
+    if liking is None:
+        return learned
+    said = f"{learned.sentence} Still, {liking.sentence}"
+    return learned._replace(sentence=said, advice=_BALANCE)
+
+
+class _Liking(NamedTuple):
+    """Accuracy that is high where the answer of one length is the chosen one, and low elsewhere."""
+
+    sentence: str
+    is_learned: bool
+
+
+def _liking(column: Column) -> _Liking | None:
     longer = column.where([by > 0 for by in column.longer])
     shorter = column.where([by < 0 for by in column.longer])
-    return (
-        _follows("longer", longer, shorter)
-        or _follows("shorter", shorter, longer)
-        or _length_alone(column, facts)
-    )
+    return _follows("longer", longer, shorter) or _follows("shorter", shorter, longer)
 
 
-def _follows(which: str, right: Column, wrong: Column) -> Finding | None:
-    """Find accuracy that is high where the answer of this length is the chosen one, and low elsewhere."""
+def _follows(which: str, right: Column, wrong: Column) -> _Liking | None:
     where_right, where_wrong = (of_share(one.wins, one.prompts, LEVEL) for one in (right, wrong))
     if where_right is None or where_wrong is None:
         return None
@@ -43,13 +63,13 @@ def _follows(which: str, right: Column, wrong: Column) -> Finding | None:
     turned = gained is not None and lost is not None and gained.rises and lost.falls
     if not (follows or turned):
         return None
-    return Finding(
-        LENGTH_ONLY,
+    is_learned = turned or _is_learned(right, wrong)
+    return _Liking(
         f"accuracy is {where_right.mean:.3f} ({around(where_right)}) on the {len(right.prompts):,} held-out "
         f"pairs whose chosen answer is the {which} one and {where_wrong.mean:.3f} ({around(where_wrong)}) on "
         f"the {len(wrong.prompts):,} others: the model prefers the {which} answer"
-        f"{'' if _is_learned(right, wrong) else ', as the base model did'}.",
-        _BALANCE,
+        f"{'' if is_learned else ', as the base model did'}.",
+        is_learned,
     )
 
 

@@ -25,7 +25,7 @@ Summary = Mapping[str, Any]
 _HEADLINES = {
     DIVERGING: "The run diverged.",
     REVERSED: "Training pairs and held-out pairs prefer opposite answers.",
-    LENGTH_ONLY: "What was learned is length.",
+    LENGTH_ONLY: "The model goes by length.",
     DISPLACEMENT: "Both answers lost likelihood.",
     NOT_LEARNING: "Nothing was learned that the held-out pairs could show.",
     LEARNING: "Preferences are learned.",
