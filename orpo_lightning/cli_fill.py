@@ -7,7 +7,7 @@ and uses `.get`, so that a module or data module of your own may lack any of the
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from jsonargparse import Namespace
 from orpo_lightning import hardware, modeling, runfolder, torchrun
 from orpo_lightning.errors import UsageError
 from orpo_lightning.strategies import TIMEOUT, Plan, choose_strategy
+
+_LOG = "lightning.pytorch.loggers.TensorBoardLogger"
+# A fixed version: a resumed run goes on in the same curves.
+_OF_LOG = {"name": "", "version": "tb", "default_hp_metric": False}
 
 
 def check_length(config: Namespace) -> None:
@@ -192,12 +196,35 @@ def fill_run_folder(config: Namespace, config_files: Iterable[str]) -> Path:
     if trainer.get("default_root_dir") is None:
         trainer.default_root_dir = str(folder)
     if trainer.get("logger") is None:
-        # A fixed version: a resumed run goes on in the same curves.
-        init_args = {"save_dir": str(folder), "name": "", "version": "tb", "default_hp_metric": False}
-        trainer.logger = Namespace(
-            class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(**init_args)
-        )
+        init_args = Namespace(save_dir=str(folder), **_OF_LOG)
+        trainer.logger = Namespace(class_path=_LOG, init_args=init_args)
     return folder
+
+
+def filled_places(config: Namespace | Mapping[str, Any]) -> list[str]:
+    """Return the keys that hold the run's folder because `fill_run_folder` has put it there.
+
+    Saved with the folder they would count as set, and the run that is repeated in another one would write
+    into the first.
+
+    Args:
+        config: as it was filled, or what a config.yaml holds: earlier versions saved the folder.
+    """
+    plain = config.as_dict() if isinstance(config, Namespace) else config
+    folder, trainer = plain.get("run_dir"), plain.get("trainer")
+    if not folder or not isinstance(trainer, Mapping):
+        return []
+    found = ["trainer.default_root_dir"] if trainer.get("default_root_dir") == folder else []
+    return [*found, "trainer.logger"] if _is_our_log(trainer.get("logger"), folder) else found
+
+
+def _is_our_log(logger: Any, folder: str) -> bool:
+    if not isinstance(logger, Mapping) or logger.get("class_path") != _LOG:
+        return False
+    ours = {"save_dir": folder, **_OF_LOG}
+    given = logger.get("init_args") or {}
+    # All else is empty by default; one that was set since is the user's logger.
+    return {key: given.get(key) for key in ours} == ours and not any(given[key] for key in {*given} - {*ours})
 
 
 def _get(config: Namespace, section: str, key: str) -> Any:

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from orpo_lightning.cli_errors import debugging, one_line
+from orpo_lightning.cli_fill import filled_places
 from orpo_lightning.masking import mask_text
 
 _UNKNOWN_KEY = re.compile(r"[Oo]ption '([^']+)'|unrecognized arguments: --([^\s=]+)")
@@ -33,13 +34,20 @@ class OneLineParser(LightningArgumentParser):
 
 
 class UniqueKeysConfigFile(ActionConfigFile):
-    """`--config` that refuses a key written twice: YAML keeps the last one without a word."""
+    """`--config` that refuses a key written twice: YAML keeps the last one without a word.
+
+    What is only the run's folder written again, in a config.yaml of an earlier version, is left open.
+    """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Check the file, then parse it."""
+        places: list[str] = []
         try:
             with open(values, encoding="utf-8") as file:
-                problems = list(duplicate_keys(yaml.compose(file, Loader=yaml.SafeLoader)))
+                text = file.read()
+            problems = list(duplicate_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
+            content = None if problems else yaml.safe_load(text)
+            places = filled_places(content) if isinstance(content, dict) else []
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else "?"
             problems = [f"not YAML: {error.problem or error.context} in line {line}"]
@@ -48,6 +56,8 @@ class UniqueKeysConfigFile(ActionConfigFile):
         if problems:
             parser.error(f"{values}: {problems[0]}")
         super().__call__(parser, cfg, values, option_string)
+        for key in places:
+            cfg[key] = None
 
 
 def duplicate_keys(node: yaml.Node | None, parent: str = "") -> Iterable[str]:

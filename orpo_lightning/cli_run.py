@@ -35,6 +35,8 @@ from orpo_lightning.observing.logger import CurvesLogger
 from orpo_lightning.resuming import is_unlogged
 from orpo_lightning.stop_signals import StopSignals
 
+_IN_RUN_FOLDER = (AdapterExport, RecordKeeper, RunHeader, RunReport, Samples, ValidatedPairs, Verdict)
+
 
 def run_callbacks(
     given: Sequence[Callback],
@@ -47,6 +49,8 @@ def run_callbacks(
     is_preference: bool,
 ) -> list[Callback]:
     """Return the run's callbacks; one of the configuration stands instead of ours of its kind.
+
+    All of ours, those of the configuration too, write into the run's folder where they name no other one.
 
     Args:
         given: those of the configuration.
@@ -69,6 +73,10 @@ def run_callbacks(
         callbacks += [Canary(), Samples(), PlotLayout()]
     callbacks.append(RecordKeeper())  # a run is complete when all is written
     callbacks += [Verdict(), RunReport()]  # what all of that says
+    for one in [*given, *callbacks]:
+        # trainer.default_root_dir, where they would write else, may be set to a folder of many runs.
+        if isinstance(one, _IN_RUN_FOLDER) and one.dirpath is None:
+            one.dirpath = str(folder)
     return [ours for ours in callbacks if not any(isinstance(theirs, _kind(ours)) for theirs in given)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.cli import SaveConfigCallback
 
+from orpo_lightning.cli_fill import filled_places
 from orpo_lightning.full_disk import RUN_ELSEWHERE
 from orpo_lightning.masking import mask
 from orpo_lightning.whole_files import whole_file
@@ -33,10 +34,16 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
 
+        What was filled with the run's folder is left open, so that `--run_dir` alone says where the file's
+        settings are run again.
+
         Raises:
             SurroundingsError: the disk is full; the file that was there is still there.
         """
         path = Path(self.config.run_dir) / "config.yaml"
         settings = {"skip_none": False, "overwrite": True, "multifile": False, "skip_validation": True}
+        saved = mask(self.config)
+        for key in filled_places(self.config):
+            saved[key] = None
         with whole_file(path, "the configuration", RUN_ELSEWHERE) as staging:
-            self.parser.save(mask(self.config), str(staging), **settings)
+            self.parser.save(saved, str(staging), **settings)

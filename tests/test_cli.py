@@ -27,7 +27,7 @@ from orpo_lightning.callbacks.header import aligned
 from orpo_lightning.callbacks.progress import remaining
 from orpo_lightning.cli import main
 from orpo_lightning.cli_errors import explain
-from orpo_lightning.cli_fill import fill_tokenizer
+from orpo_lightning.cli_fill import fill_tokenizer, filled_places
 from orpo_lightning.cli_parser import duplicate_keys, readable, suggestion
 from orpo_lightning.errors import CheckpointError, DataError, DivergedError, SurroundingsError, UsageError
 from orpo_lightning.schedules import warmup_steps
@@ -120,6 +120,11 @@ def saved_config(folder: str = "runs/default") -> dict[str, Any]:
     return yaml.safe_load((Path(folder) / "config.yaml").read_text())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder by its place in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 FIT = ("fit", "--trainer.max_steps", 6, "--trainer.accumulate_grad_batches", 2)
 
 
@@ -140,13 +145,64 @@ def test_the_saved_configuration_holds_what_was_filled_and_repeats_the_run() -> 
     config = saved_config("a b/ü")
     assert config["trainer"]["precision"] == "32-true"
     assert config["trainer"]["use_distributed_sampler"] is True
-    assert config["trainer"]["logger"]["init_args"]["version"] == "tb"
+    # Left open: with the folder in them, a run that is repeated elsewhere would write into this one.
+    assert config["trainer"]["default_root_dir"] is config["trainer"]["logger"] is None
     assert (config["run_dir"], config["seed_everything"]) == ("a b/ü", 42)
+    before = contents(Path("a b/ü"))
     assert run("fit", "-c", "a b/ü/config.yaml", "--run_dir", "again") == 0
+    assert contents(Path("a b/ü")) == before
+    assert {path.name for path in Path("again").iterdir()} == {path.name for path in Path("a b/ü").iterdir()}
     first, second = (
         torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("a b/ü", "again")
     )
     assert torch.equal(first["state_dict"]["layer.weight"], second["state_dict"]["layer.weight"])
+
+
+def saved_log(class_path: str = "lightning.pytorch.loggers.TensorBoardLogger", **more: Any) -> dict[str, Any]:
+    """Return `trainer.logger` as earlier versions saved it, for the folder `old`."""
+    init_args = {"save_dir": "old", "name": "", "version": "tb", "default_hp_metric": False, **more}
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def test_a_configuration_of_an_earlier_version_which_saved_the_folder_twice_leaves_that_run_alone() -> None:
+    assert run(*FIT, "--run_dir", "old") == 0
+    config = saved_config("old")
+    config["trainer"] |= {"default_root_dir": "old", "logger": saved_log()}
+    Path("old/config.yaml").write_text(yaml.safe_dump(config))
+    before = contents(Path("old"))
+    assert run("fit", "-c", "old/config.yaml", "--run_dir", "again") == 0
+    assert contents(Path("old")) == before
+    assert {path.name for path in Path("again").iterdir()} == {path.name for path in Path("old").iterdir()}
+    assert saved_config("again")["trainer"]["default_root_dir"] is None
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"default_root_dir": "old", "logger": saved_log()}, ["trainer.default_root_dir", "trainer.logger"]),
+        ({"logger": saved_log(log_graph=False)}, ["trainer.logger"]),
+        ({"default_root_dir": "mine"}, []),
+        ({"logger": saved_log("lightning.pytorch.loggers.CSVLogger")}, []),
+        ({"logger": saved_log(save_dir="mine")}, []),
+        ({"logger": saved_log(prefix="p")}, []),
+        ({"logger": True}, []),
+        (None, []),
+    ],
+)
+def test_only_what_was_filled_with_the_runs_folder_is_left_open(trainer: Any, expected: list[str]) -> None:
+    assert filled_places({"run_dir": "old", "trainer": trainer}) == expected
+    assert filled_places({"trainer": trainer}) == []
+
+
+def test_the_runs_own_files_stay_together_where_the_trainer_is_given_another_folder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(*FIT, "--trainer.default_root_dir", "mine") == 0
+    found = {path.name for path in Path("runs/default").iterdir()}
+    assert found == {"config.yaml", "checkpoints", "tb", "log", ".lock", "record.json", "report.html"}
+    assert not contents(Path("mine"))
+    assert saved_config()["trainer"]["default_root_dir"] == "mine"
+    assert "report: runs/default/report.html" in capsys.readouterr().out
 
 
 def test_the_folder_is_named_after_the_first_config_file() -> None:

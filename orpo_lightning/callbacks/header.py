@@ -26,6 +26,9 @@ class RunHeader(lightning.Callback):
         rows: further rows, label to text; one of a label that is there already replaces its text.
     """
 
+    dirpath: str | None = None
+    """The run's folder, as the command line sets it; the Trainer's default_root_dir where left open."""
+
     def __init__(self, rows: dict[str, str] | None = None) -> None:
         """Keep the rows."""
         self.rows = rows or {}
@@ -69,7 +72,7 @@ class RunHeader(lightning.Callback):
             return
         rows = {**model_rows(module), "precision": str(trainer.precision), **data_rows(trainer)}
         if trainer.state.fn == "fit":
-            rows |= {**left_out_rows(trainer), **step_rows(trainer), **batch_rows(trainer)}
+            rows |= {**left_out_rows(trainer, self.dirpath), **step_rows(trainer), **batch_rows(trainer)}
             rows |= stop_token_rows(trainer, module)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 rows |= getattr(callback, "header_rows", dict)()
@@ -98,12 +101,12 @@ def data_rows(trainer: Any) -> dict[str, str]:
     return {} if report is None else {split: str(held) for split, held in report().items()}
 
 
-def left_out_rows(trainer: Any) -> dict[str, str]:
+def left_out_rows(trainer: Any, folder: str | None = None) -> dict[str, str]:
     """List every row that is not trained on in the run's folder, and say where; nothing where none is."""
     preparation = getattr(getattr(trainer, "datamodule", None), "preparation", None)
     if preparation is None:
         return {}
-    file = Path(trainer.default_root_dir) / DROPPED
+    file = Path(folder or trainer.default_root_dir) / DROPPED
     count = preparation.write_left_out(file)
     return {"left out": f"{count:,} rows, each with its reason in {file}"} if count else {}
 

@@ -27,6 +27,9 @@ class RecordKeeper(lightning.Callback):
     A run that was killed has an `ended` of null; one that goes on from a checkpoint goes on in its record.
     """
 
+    dirpath: str | None = None
+    """The run's folder, as the command line sets it; the Trainer's default_root_dir where left open."""
+
     def __init__(self) -> None:
         """Start without a record."""
         self.record: RunRecord | None = None
@@ -37,7 +40,7 @@ class RecordKeeper(lightning.Callback):
         """Begin, on the first process of a training."""
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.default_root_dir) / RECORD
+        path = Path(self.dirpath or trainer.default_root_dir) / RECORD
         self._is_earlier = trainer.ckpt_path is not None  # until this process trains too
         self.record = RunRecord(path, goes_on=self._is_earlier)
         self._warnings = WarningsOf(self.record)

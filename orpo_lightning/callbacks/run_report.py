@@ -26,6 +26,9 @@ class RunReport(lightning.Callback):
     it has. A page that cannot be written is one warning.
     """
 
+    dirpath: str | None = None
+    """The run's folder, as the command line sets it; the Trainer's default_root_dir where left open."""
+
     def __init__(self) -> None:
         """Start with a folder of one's own."""
         self._is_earlier = False
@@ -52,7 +55,7 @@ class RunReport(lightning.Callback):
     def _write(self, trainer: lightning.Trainer) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.default_root_dir) / PAGE
+        path = Path(self.dirpath or trainer.default_root_dir) / PAGE
         try:
             run = read_run(path.parent)
             write_text(path, report_page([run], [summary(run, defaults())]))

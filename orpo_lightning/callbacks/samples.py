@@ -36,6 +36,9 @@ class Samples(lightning.Callback):
         max_new_tokens: of an answer.
     """
 
+    dirpath: str | None = None
+    """The run's folder, as the command line sets it; the Trainer's default_root_dir where left open."""
+
     def __init__(
         self, prompts: int | list[str] = 4, every_n_steps: int | None = None, max_new_tokens: int = 64
     ) -> None:
@@ -89,7 +92,7 @@ class Samples(lightning.Callback):
         if known != self._texts:
             self._base = self._before = None
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            cut_lines(Path(trainer.default_root_dir) / SAMPLES, self._step + 1)
+            cut_lines(self._file(trainer), self._step + 1)
         if self._base is None and self._ids:
             self._ask_base(trainer, pl_module)
 
@@ -110,6 +113,9 @@ class Samples(lightning.Callback):
         every = self.every_n_steps
         if every is not None and at_boundary(trainer) and trainer.global_step % every == 0:
             self._sample(trainer, pl_module)
+
+    def _file(self, trainer: lightning.Trainer) -> Path:
+        return Path(self.dirpath or trainer.default_root_dir) / SAMPLES
 
     def _find_prompts(self, data: Any) -> None:
         tokenizer, pairs = data.processor, data.validation_pairs
@@ -161,7 +167,7 @@ class Samples(lightning.Callback):
             for index, texts in enumerate(columns)
         ]
         for row in rows if not trainer.fast_dev_run else ():  # type: ignore[attr-defined]
-            append_values(Path(trainer.default_root_dir) / SAMPLES, row, "the file of answers")
+            append_values(self._file(trainer), row, "the file of answers")
         if (writer := writer_of(trainer)) is not None:
             writer.add_text("samples", markdown_table(rows), step)
         self._before, self._step = now, step

@@ -22,14 +22,18 @@ class Verdict(lightning.Callback):
     the same sentences.
     """
 
+    dirpath: str | None = None
+    """The run's folder, as the command line sets it; the Trainer's default_root_dir where left open."""
+
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a line for each finding."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        folder = Path(self.dirpath or trainer.default_root_dir)
         try:
-            run = read_run(trainer.default_root_dir)
+            run = read_run(folder)
         except UsageError:  # nothing was written: no logger, no configuration
-            log.debug("no files of a run in %s", Path(trainer.default_root_dir))
+            log.debug("no files of a run in %s", folder)
             return
         for found in findings(run.curves, run.pairs):
             log.log(logging.INFO if found.kind == LEARNING else logging.WARNING, "%s", found.line)

@@ -165,5 +165,5 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def is_place(key: str) -> bool:
     """Tell whether a setting says where a run is, not how it trains."""
-    places = ("run_dir", "resume", "config", "trainer.default_root_dir")
+    places = ("run_dir", "resume", "config", "trainer.default_root_dir", "trainer.logger")
     return key in places or key.startswith("trainer.logger.")

@@ -26,6 +26,11 @@ from orpo_lightning.checkpoint_files import read_checkpoint
 NUMBERS = re.compile(r"free are [\d,.]+ MB")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder by its place in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def left_behind(folder: Path) -> list[str]:
     """Return the names of temporary files and folders that a run left."""
     return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
@@ -206,13 +211,43 @@ def test_k10_spaces_unicode_and_home_in_every_path_work(
     assert (done.code, done.err) == (0, "")
 
 
+EVERYTHING = {
+    *("adapter", "adapter-best", "checkpoints", "config.yaml", "curves.jsonl", "dropped.jsonl", "log"),
+    *("pairs.npz", "record.json", "report.html", "samples.jsonl", "tb"),
+}
+
+
+def with_validation(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run that writes all there is, a list of rows left out too."""
+    held_out = write_pairs(folder / "held_out.jsonl", pairs(20)[16:])
+    trained = write_pairs(folder / "twice.jsonl", [*pairs(16), *pairs(1)])
+    return {
+        "data__train": trained,
+        "data__validation": held_out,
+        "trainer__val_check_interval": 1,
+        "trainer__logger": "null",
+    }
+
+
 def test_the_saved_configuration_of_odd_paths_starts_the_same_run(run: Run, tmp_path: Path) -> None:
     odd = tmp_path / "a: b #c 'd' \"e\""
-    assert run.fit(run_dir=odd).code == 0
+    assert run.fit(run_dir=odd, **with_validation(tmp_path)).code == 0
+    before = contents(odd)
+    assert {name.partition("/")[0] for name in before} >= EVERYTHING
     done = run("fit", "-c", odd / "config.yaml", "--run_dir", "again")
     assert (done.code, done.err) == (0, "")
+    assert contents(odd) == before, "a new run never overwrites an old one"
+    assert {path.name for path in Path("again").iterdir()} >= EVERYTHING
     first, again = (yaml.safe_load((Path(one) / "config.yaml").read_text()) for one in (odd, "again"))
     assert first["model"] == again["model"]
+
+
+def test_all_that_a_run_writes_is_in_its_folder_whatever_the_trainers_is(run: Run, tmp_path: Path) -> None:
+    own = ["--trainer.callbacks+=orpo_lightning.callbacks.Samples", "--trainer.callbacks.max_new_tokens=4"]
+    done = run.fit(*own, trainer__default_root_dir="mine", **with_validation(tmp_path))
+    assert (done.code, done.err) == (0, "")
+    assert {path.name for path in Path("run").iterdir()} >= EVERYTHING
+    assert not contents(Path("mine"))
 
 
 # A clock that jumps
