@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from orpo_lightning import __main__ as front
+from orpo_lightning.commands.sweep import _Sweep
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -127,6 +128,14 @@ def test_the_folder_is_not_used_for_another_question(
     monkeypatch.chdir(done.folder.parent.parent)
     assert front.main(["sweep", *done.words, "--model.lora_r", "8"]) == 2
     assert "holds a sweep with another configuration: set --out NEW" in capsys.readouterr().err
+
+
+def test_the_command_that_is_kept_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rates.yaml").write_text(f"{KEY}: [1e-7, 1e-3]\n")
+    secret = ("--data.test", "https://me:confidential@host/pairs.jsonl")
+    made = _Sweep(["--config", CONFIG, "--search", "rates.yaml", *secret])
+    assert made.facts["command"].endswith("--data.test https://***@host/pairs.jsonl")
 
 
 @pytest.mark.parametrize(

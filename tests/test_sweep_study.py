@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from typing import Any
 import pytest
 
 from orpo_lightning.errors import SurroundingsError, UsageError
+from orpo_lightning.pages.sweep_page import sweep_page
+from orpo_lightning.stop_signals import Stopped
 from orpo_lightning.sweeping import runner, trial
 from orpo_lightning.sweeping.report import as_json, table
 from orpo_lightning.sweeping.space import Choices, Range, Space
@@ -128,6 +132,58 @@ def test_a_run_that_fails_is_a_failed_trial_with_its_reason(
     failed = [one for one in run(study_of(tmp_path / "sweep")) if one["state"] == "failed"]
     assert sorted(one["settings"]["x"] for one in failed) == [2.0, 3.0]
     assert all(reason in one["reason"] for one in failed)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        ("sys.exit(128 + signal.SIGUSR1)", 128 + signal.SIGUSR1),
+        ("sys.exit(128 + signal.SIGTERM)", 128 + signal.SIGTERM),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
+    ],
+)
+def test_a_run_that_a_signal_stops_stops_the_sweep_and_goes_on_with_the_next_one(
+    stop: str, code: int, tmp_path: Path, program: Any
+) -> None:
+    """As a run does that sees its SLURM job end, which the sweep does not see."""
+    program(f"""
+        mark = os.path.join(folder, "begun")
+        if x == 2 and not os.path.exists(mark):
+            open(mark, "w").close()
+            say(1, 5.0)
+            {stop}
+        say(2, x)
+    """)
+    with pytest.raises(Stopped, match=str(code)) as raised:
+        run(study_of(tmp_path / "sweep"))
+    assert raised.value.code == code
+    assert re.match(r"trial \d was stopped by SIG\w+: the same command goes on", raised.value.line)
+    study = study_of(tmp_path / "sweep")
+    assert all(one.state.name != "FAIL" for one in study.trials())
+    trials = run(study)
+    assert [one["state"] for one in trials] == ["complete"] * 4
+    assert sorted(one["number"] for one in trials) == [1, 2, 3, 4]
+    (again,) = (one for one in trials if one["settings"]["x"] == 2)
+    assert again["values"] == [[1, 5.0], [2, 2.0]], "it goes on in the folder that it began in"
+
+
+def test_neither_numbers_page_nor_messages_tell_the_secrets_that_are_searched(
+    tmp_path: Path, program: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    program("say(1, x)")
+    space: Space = {
+        "x": Choices((0.0,)),
+        "trainer.logger.init_args.api_key": Choices(("confidential1", "confidential2")),
+        "pair": Choices(({"a.password": "confidential3", "a.lr": 1},)),
+    }
+    study = study_of(tmp_path / "sweep", space)
+    with caplog.at_level(logging.INFO, "orpo_lightning"):
+        run(study)
+    report = as_json(study, {"metric": "val/loss", "goal": "min"})
+    assert {one["settings"]["trainer.logger.init_args.api_key"] for one in report["trials"]} == {"***"}
+    for text in (json.dumps(report), sweep_page(report), table(report), caplog.text):
+        assert "***" in text
+        assert "confidential" not in text
 
 
 def test_a_sweep_whose_first_trials_all_fail_ends_with_the_reason(tmp_path: Path, program: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_lightning import __version__
+from orpo_lightning.masking import mask, mask_text
 
 if TYPE_CHECKING:
     from orpo_lightning.sweeping.study import Study
@@ -116,7 +117,7 @@ class _Sweep:
         self.facts = {
             "package": __version__,
             "created": datetime.now().isoformat(timespec="seconds"),
-            "command": f"sweep {shlex.join([*own, *self.words])}",
+            "command": mask_text(f"sweep {shlex.join([*own, *self.words])}"),
             "metric": self.metric,
             "goal": self.goal,
         }
@@ -156,13 +157,13 @@ class _Sweep:
     def _best_yaml(self, best: Any) -> str:
         import yaml
 
-        from orpo_lightning.masking import mask
         from orpo_lightning.sweeping.space import flags, settings, words
 
         values = settings(self.space, best.params)
         config = mask(_parsed([*self.words, *flags(values)], with_own=False))
-        head = f"# Trial {self.study.name_of(best)} of {self.folder}: {self.metric} {best.value:.6g}"
-        return f"{head} with {words(values)}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        head = f"# Trial {self.study.name_of(best)} of {self.folder}: {self.metric} {best.value:.6g} with "
+        head += words(mask(values))
+        return f"{head}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def _parsed(args: Sequence[str], *, with_own: bool = True) -> Any:

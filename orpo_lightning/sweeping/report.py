@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orpo_lightning.sweeping.space import Choices, settings, short
+from orpo_lightning.masking import mask
+from orpo_lightning.sweeping.space import Choices, Space, label, settings, short
 from orpo_lightning.sweeping.study import Study
 from orpo_lightning.sweeping.trial import VALUES, values
 
@@ -28,7 +29,7 @@ def goal_of(metric: str) -> str | None:
 
 
 def as_json(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything about a sweep.
+    """Return everything about a sweep, secrets masked.
 
     Args:
         study: with its trials.
@@ -37,16 +38,16 @@ def as_json(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     best = study.best()
     return {
         **facts,
-        "space": {key: _values(one) for key, one in study.space.items()},
+        "space": {key: _values(key, one) for key, one in study.space.items()},
         "planned": study.most,
         "trials": [_trial(study, trial) for trial in study.trials() if trial.state.name != "WAITING"],
         "best": None if best is None else study.name_of(best),
     }
 
 
-def _values(values: Any) -> dict[str, Any]:
+def _values(key: str, values: Any) -> dict[str, Any]:
     if isinstance(values, Choices):
-        return {"values": list(values.labels)}
+        return {"values": [_label(key, value) for value in values.values]}
     return {"low": values.low, "high": values.high, "log": values.log}
 
 
@@ -57,13 +58,26 @@ def _trial(study: Study, trial: Any) -> dict[str, Any]:
         "number": study.name_of(trial),
         "state": _STATES[trial.state.name],
         "value": trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
-        "chosen": dict(trial.params),
-        "settings": settings(study.space, trial.params) if trial.params else {},
+        "chosen": _chosen(study.space, trial.params),
+        "settings": mask(settings(study.space, trial.params)) if trial.params else {},
         "values": [list(pair) for pair in values(folder / VALUES)],
         "seconds": (ended - trial.datetime_start).total_seconds() if ended else None,
         "reason": trial.user_attrs.get("reason", ""),
         "folder": str(folder),
     }
+
+
+def _chosen(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of each key its number or, secrets masked, the label of its value."""
+    found = dict(params)
+    for key, one in space.items():
+        if key in found and isinstance(one, Choices):
+            found[key] = _label(key, one.values[one.labels.index(found[key])])
+    return found
+
+
+def _label(key: str, value: Any) -> Any:
+    return label(mask(value, key))
 
 
 def table(report: Mapping[str, Any], most: int = 10) -> str:

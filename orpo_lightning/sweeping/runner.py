@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from orpo_lightning.errors import SurroundingsError
+from orpo_lightning.masking import mask
 from orpo_lightning.sweeping.space import words as in_words
 from orpo_lightning.sweeping.study import Study, Taken, import_optuna
 from orpo_lightning.sweeping.trial import Ended, run_trial
@@ -28,7 +29,7 @@ def run(study: Study, words: Sequence[str], metric: str, write: Callable[[], Non
 
     Raises:
         SurroundingsError: the first trials all failed.
-        Stopped: a signal came; the trial under way goes on when the sweep is started again.
+        Stopped: a signal came, here or to the trial under way, which goes on when the sweep is started again.
     """
     while not study.is_over():
         taken = study.take()
@@ -47,7 +48,7 @@ def _run(study: Study, taken: Taken, words: Sequence[str], metric: str) -> None:
         taken.name,
         len(study.ended()),
         study.most,
-        in_words(taken.settings),
+        in_words(mask(taken.settings)),
     )
     ended = run_trial(taken, words, metric)
     states = import_optuna().trial.TrialState

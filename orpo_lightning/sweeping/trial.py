@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from orpo_lightning.errors import UsageError
 from orpo_lightning.run_lock import RunLock
+from orpo_lightning.stop_signals import SIGNALS, Stopped
 from orpo_lightning.sweeping.space import flags
 from orpo_lightning.sweeping.study import Taken
 
@@ -50,7 +51,8 @@ def run_trial(taken: Taken, words: Sequence[str], metric: str) -> Ended:
         metric: that is reported.
 
     Raises:
-        Stopped: a signal ended the sweep; the run has stopped in good order, to go on later.
+        Stopped: a signal ended the sweep, or this run of it: the end of a SLURM job is seen by the run alone.
+            The run has stopped in good order, to go on later.
     """
     folder = taken.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,10 @@ def run_trial(taken: Taken, words: Sequence[str], metric: str) -> Ended:
             pruned = _follow(child, taken.trial, folder / VALUES)
         finally:
             _end(child)
+    stopped_by = {code: signum for signum in SIGNALS for code in (128 + signum, -signum)}
+    if not pruned and (signum := stopped_by.get(child.returncode)):
+        name = signal.Signals(signum).name
+        raise Stopped(signum, f"trial {taken.name} was stopped by {name}: the same command goes on with it")
     return _how(child.returncode, pruned, folder, metric)
 
 
