@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.cli import SaveConfigCallback
 
+from orpo_lightning.callbacks import TrialWatch
 from orpo_lightning.cli_fill import filled_places
 from orpo_lightning.full_disk import RUN_ELSEWHERE
 from orpo_lightning.masking import mask
@@ -35,7 +36,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Write the file, secrets masked; a resumed run replaces it by what it runs with now.
 
         What was filled with the run's folder is left open, so that `--run_dir` alone says where the file's
-        settings are run again.
+        settings are run again. So is what a sweep watches its trials with: it would end any other run.
 
         Raises:
             SurroundingsError: the disk is full; the file that was there is still there.
@@ -45,5 +46,11 @@ class SaveRunConfig(SaveConfigCallback):
         saved = mask(self.config)
         for key in filled_places(self.config):
             saved[key] = None
+        if isinstance(saved.trainer.get("callbacks"), list):
+            saved.trainer.callbacks = [one for one in saved.trainer.callbacks if not _watches(one)] or None
         with whole_file(path, "the configuration", RUN_ELSEWHERE) as staging:
             self.parser.save(saved, str(staging), **settings)
+
+
+def _watches(callback: Any) -> bool:
+    return str(getattr(callback, "class_path", "")).rpartition(".")[2] == TrialWatch.__name__

@@ -96,6 +96,10 @@ def test_a_trial_is_a_run_like_any_other(done: Done) -> None:
         run = done.folder / "trials" / number
         assert (run / "adapter" / "adapter_config.json").is_file()
         assert (run / "checkpoints" / "best.ckpt").is_file()
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["trainer"]["callbacks"] is None, (
+            "what watches the trial would end the run that repeats it"
+        )
 
 
 def test_its_best_settings_are_a_configuration_for_fit(
