@@ -16,7 +16,7 @@ from test_export import fit
 from tiny_models import save_tiny_mistral, tiny_model, tiny_tokenizer
 
 from orpo_lightning.data.templates import read_template
-from orpo_lightning.errors import UsageError
+from orpo_lightning.errors import CheckpointError, UsageError
 from orpo_lightning.using.trained import Trained, find, load, tokenizer_of, weights_mark
 
 PAIRS = random_pairs(4, 100)
@@ -203,10 +203,9 @@ def test_new_commits_of_a_repository_are_other_weights(tmp_path: Path, hub_cache
 
 
 def test_an_adapter_of_another_base_is_refused(run: tuple[Path, Any], tmp_path: Path) -> None:
-    from orpo_lightning.errors import SurroundingsError
 
     tiny_model("llama", tokenizer=tiny_tokenizer("chatml"), hidden_size=32).save_pretrained(tmp_path)
     other = find(str(run[0]), base=str(tmp_path))
-    with pytest.raises(SurroundingsError, match="is not of this base"):
+    with pytest.raises(CheckpointError, match="is not of this base"):
         load(other._replace(base=str(tmp_path)), accelerator="cpu")
     assert isinstance(other, Trained)
