@@ -20,6 +20,7 @@ from orpo_lightning.using.sealed_folder import (
     digest_of_bytes,
     digests_of_weights,
     name_in,
+    read_manifest,
 )
 from orpo_lightning.using.trained import Trained
 
@@ -103,8 +104,7 @@ def _readme(folder: Path) -> str:
 
 def _manifest(folder: Path, files: Mapping[str, Path | bytes]) -> str:
     """Return the manifest anew: of a file that was just compared the digest is known."""
-    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    digests = read_manifest(folder)
     digests |= {name: digest_of_bytes(file) for name, file in files.items() if isinstance(file, bytes)}
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests) if name != MANIFEST)
 

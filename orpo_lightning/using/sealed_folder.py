@@ -77,8 +77,7 @@ def check_seal(folder: Path, start: str = "") -> list[Path]:
             "that fit or merge has written"
         )
     files = []
-    for line in manifest.read_text(encoding="utf-8").splitlines():
-        wanted, _, name = line.partition("  ")
+    for name, wanted in read_manifest(folder).items():
         if not name.startswith(start):
             continue
         file = folder / name
@@ -90,11 +89,15 @@ def check_seal(folder: Path, start: str = "") -> list[Path]:
     return files
 
 
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Return the digest that a sealed folder's manifest has of each file, by the file's name in it."""
+    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def digests_of_weights(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of weights, as the manifest has it; without one, as it is."""
-    manifest = folder / MANIFEST
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    known = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     files = sorted(folder.glob("*.safetensors"))
     return {file.name: known.get(file.name) or digest_of_file(file) for file in files}
 
