@@ -96,7 +96,7 @@ def refuse_other_optimizer(saved: str | None, optimizer: torch.optim.Optimizer |
         CheckpointError: they keep different states, so that the one means nothing to the other.
     """
     here = _class_of(optimizer)
-    if not saved or not here or saved == here:
+    if not saved or not here:
         return
     if _kind_of_state(saved) != _kind_of_state(here):
         refuse([f"model.optimizer {saved} became {here}, which cannot take over its state"])

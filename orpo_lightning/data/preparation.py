@@ -194,11 +194,12 @@ class Preparation:
 
         Nobody asked for them, so a run whose training pairs are elsewhere by now can still be judged.
         """
+        if split in self._uncompared:  # they are not looked for again: the hub may take its time to fail
+            return None
         try:
             return self.train
         except UserError as error:
-            if split not in self._uncompared:
-                log.warning("pairs of data.train are not left out of %s: %s", split, error)
+            log.warning("pairs of data.train are not left out of %s: %s", split, error)
             self._uncompared.add(split)
             return None
 
